@@ -1,0 +1,134 @@
+//! The command line: configuration and start. It alone reads the environment, it alone prints.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+mod config;
+
+pub use config::{Backend, Config, ConfigError};
+
+use crate::engine::Engine;
+use crate::graphql::create_schema;
+use crate::http;
+use crate::storage::WorkflowStorage;
+use crate::storage::memory::InMemoryStorage;
+use crate::storage::sqlite::{SqliteStorage, SqliteStorageConfig};
+
+/// Threads for what blocks: reads of the disk, and conditions that loop. More would only take memory.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// Runs the server: reads flags and environment, serves until it is told to stop.
+///
+/// 0 after a clean stop, 1 if it could not start or stop, 2 if flags or environment are wrong.
+#[allow(clippy::print_stdout, clippy::print_stderr)]
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => {}
+        ["--help" | "-h"] => {
+            print!("{}", config::help());
+            return ExitCode::SUCCESS;
+        }
+        ["--version" | "-V"] => {
+            println!("circuit_breaker {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        [unknown, ..] => {
+            eprintln!(
+                "error: unknown argument {unknown:?}; the server is configured by its environment, see --help"
+            );
+            return ExitCode::from(2);
+        }
+    }
+    let config = match Config::read(|name| std::env::var_os(name)) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error}; see --help");
+            return ExitCode::from(2);
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+fn run(config: Config) -> Result<(), BoxError> {
+    let filter = EnvFilter::try_new(&config.log)?;
+    let colour = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    log.with_writer(std::io::stderr).with_ansi(colour).init();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), BoxError> {
+    // Before anything that takes time, so that a signal is never missed.
+    let stop = stop_signal()?;
+    let (storage, place) = open(&config)?;
+    let engine = Arc::new(Engine::new(storage));
+    let served = listen(&config, Arc::clone(&engine), &place, stop).await;
+    engine.close().await;
+    tracing::info!("stopped");
+    served
+}
+
+async fn listen(
+    config: &Config,
+    engine: Arc<Engine>,
+    place: &str,
+    stop: impl Future<Output = ()>,
+) -> Result<(), BoxError> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| format!("LISTEN_ADDR={}: cannot listen there: {error}", config.listen))?;
+    let address = listener.local_addr()?;
+    tracing::info!("listening on http://{address}, storing in {place}");
+    http::serve(listener, http::router(create_schema(engine)), stop).await;
+    Ok(())
+}
+
+fn open(config: &Config) -> Result<(Arc<dyn WorkflowStorage>, String), BoxError> {
+    match &config.backend {
+        Backend::Memory => {
+            tracing::warn!("STORAGE_BACKEND=memory: everything is lost when this server stops");
+            Ok((Arc::new(InMemoryStorage::new()), "memory".to_owned()))
+        }
+        Backend::Sqlite { path } => {
+            let storage = SqliteStorage::open(&SqliteStorageConfig::new(path))?;
+            let shown = path.canonicalize().unwrap_or_else(|_| path.clone());
+            Ok((Arc::new(storage), format!("SQLite file {}", shown.display())))
+        }
+    }
+}
+
+/// Ends at SIGTERM or Ctrl-C. A second one of them ends the process at once.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: requests under way are finished, a second signal stops at once");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(1);
+        });
+    })
+}

@@ -1,0 +1,265 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::limits::CONDITION_BYTES_MAX;
+
+fn token(data: Value) -> Token {
+    let json = json!({
+        "id": "01890a5d-ac96-774b-bcce-b302099a8057", "workflow_id": "w", "place": "draft", "version": 3,
+        "data": data, "metadata": { "team": "a" }, "history": [], "transition_history": [],
+        "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z",
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+fn evaluate(source: &str, data: Value, input: Option<Value>) -> Verdict {
+    let condition = Condition::parse(source).unwrap_or_else(|error| panic!("{source}: {error}"));
+    let token = token(data);
+    Scope::new(&token, input.as_ref()).evaluate(&condition)
+}
+
+/// On this data: an int, a negative one, a double, one above i64, a text, lists and objects.
+fn check(source: &str, expected: bool) {
+    let data = json!({
+        "n": 1500, "neg": -5, "f": 1500.5, "big": 18446744073709551615_u64, "s": "é日x", "b": true, "nil": null,
+        "l": [1, 2, 3], "ll": [[1], [2]], "o": { "a": 1, "b": { "c": [1] } }, "same": { "b": { "c": [1] }, "a": 1 },
+        "items": [{ "price": 10, "tags": ["x"] }, { "price": 99.5, "tags": [] }],
+    });
+    let expected = if expected { Verdict::True } else { Verdict::False };
+    assert_eq!(evaluate(source, data, Some(json!({ "who": "ann" }))), expected, "{source}");
+}
+
+#[test]
+fn conditions_compare_numbers_of_all_kinds() {
+    for (source, expected) in [
+        ("token.data.n > 1000", true),
+        ("token.data.f > 1500", true),
+        ("token.data.neg < 0", true),
+        ("token.data.big > 9223372036854775807", true),
+        ("token.data.n == 1500.0", true),
+        ("token.data.n - 500 == 1000", true),
+        ("token.data.n + 1 > token.data.n", true),
+        ("token.data.neg + 5 == 0", true),
+        ("token.data.f / 2.0 < 751.0", true),
+        ("token.data.n % 7 == 2", true),
+        ("-token.data.neg == 5", true),
+        ("double(token.data.n) < token.data.f", true),
+        ("token.data.n == '1500'", false),
+    ] {
+        check(source, expected);
+    }
+}
+
+#[test]
+fn conditions_see_token_and_input() {
+    for (source, expected) in [
+        ("token.id == '01890a5d-ac96-774b-bcce-b302099a8057'", true),
+        ("token.place == 'draft' && token.version == 3 && token.metadata.team == 'a'", true),
+        ("token.updated_at - token.created_at == duration('24h')", true),
+        ("token.created_at < timestamp('2026-01-01T00:00:01Z')", true),
+        ("token.updated_at.getDayOfMonth() == 1", true),
+        ("input.who == 'ann'", true),
+        ("has(input.who) && !has(input.why)", true),
+        ("has(token.data) && !has(token.history)", true),
+        ("'place' in token && size(token) == 7", true),
+        ("token['data']['n'] == 1500", true),
+    ] {
+        check(source, expected);
+    }
+    assert_eq!(evaluate("input == null", json!({}), None), Verdict::True);
+    assert!(matches!(evaluate("has(input.who)", json!({}), None), Verdict::Failed(_)));
+}
+
+#[test]
+fn conditions_go_through_lists_and_objects() {
+    for (source, expected) in [
+        ("2 in token.data.l", true),
+        ("4 in token.data.l", false),
+        ("'a' in token.data.o", true),
+        ("token.data.l == [1, 2, 3] && [1, 2, 3] == token.data.l", true),
+        ("[1.0, 2u, 3] == token.data.l", true),
+        ("token.data.ll == [[1], [2]] && [[1], [2]] == token.data.ll", true),
+        ("token.data.l != [1, 2]", true),
+        ("token.data.o == token.data.same", true),
+        ("token.data.l[0] == 1 && token.data.l[2] == 3", true),
+        ("size(token.data.l) == 3 && token.data.s.size() == 3 && size(token.data.o) == 2", true),
+        ("token.data.items.all(i, i.price > 5)", true),
+        ("token.data.items.exists(i, i.price > 99)", true),
+        ("token.data.items.exists_one(i, 'x' in i.tags)", true),
+        ("token.data.items.all(i, i.price > 50)", false),
+        ("token.data.o.exists(name, name == 'b')", true),
+        ("[].all(x, false) && ![].exists(x, true)", true),
+        (
+            "token.data.items.all(i, i.price < 100) && token.data.items.exists(i, i.price < 50)",
+            true,
+        ),
+        (
+            "token.data.s.startsWith('é') && token.data.s.endsWith('x') && token.data.s.contains('日')",
+            true,
+        ),
+        ("token.data.s + '!' == 'é日x!'", true),
+        ("token.data.nil == null && token.data.b", true),
+        ("(token.data.b ? 1 : 2) == 1", true),
+    ] {
+        check(source, expected);
+    }
+}
+
+#[test]
+fn what_has_no_value_is_a_failure_unless_the_other_side_decides() {
+    for (source, part) in [
+        ("token.data.missing == 1", "missing"),
+        ("token.missing", "missing"),
+        ("nothing == 1", "nothing"),
+        ("token.data.l[3] == 1", ""),
+        ("token.data.l[-1] == 1", ""),
+        ("token.data.l['x'] == 1", ""),
+        ("token.data.n / 0 == 1", ""),
+        ("9223372036854775807 + token.data.n > 0", ""),
+        ("token.data.n + 1.0 > 0.0", ""),
+        ("token.data.n + 'x' == ''", ""),
+        ("token.data.n", "not true or false"),
+        ("token.data.s", "not true or false"),
+        ("token.data.l", "not true or false"),
+        ("token.data", "not true or false"),
+        ("null", "not true or false"),
+        ("token.data.l + [1] == []", "joined"),
+        ("1 < 'x'", ""),
+    ] {
+        let data = json!({ "n": 1500, "s": "text", "l": [1, 2, 3] });
+        let verdict = evaluate(source, data, None);
+        let Verdict::Failed(reason) = verdict else { panic!("{source}: {verdict:?}") };
+        assert!(reason.contains(part) && reason.chars().count() <= 200, "{source}: {reason}");
+    }
+    assert_eq!(evaluate("token.data.missing == 1 || true", json!({}), None), Verdict::True);
+    assert_eq!(evaluate("token.data.missing == 1 && false", json!({}), None), Verdict::False);
+}
+
+#[test]
+fn a_wrong_condition_says_what_is_wrong_and_where() {
+    let long = format!("true {}", " ".repeat(CONDITION_BYTES_MAX));
+    for (source, part) in [
+        ("token.data.amount >", "line 1, column 20"),
+        ("a &&\n  'é' b", "line 2, column 7"),
+        ("", "line 1, column 1"),
+        ("x = 1", "line 1, column 3"),
+        ("'open", "column"),
+        ("token.data.items.map(i, i.price) == []", "map"),
+        ("token.data.items.filter(i, true).size() > 1", "filter"),
+        ("token.data.items.all(i, i.tags.all(t, t != ''))", "a loop inside a loop"),
+        ("{'a': 1} == token.data", "map and message literals"),
+        ("token.data.s.matches('a+')", "no function matches"),
+        ("matches(token.data.s, '(a+)+')", "no function matches"),
+        ("b'x' == b'x'", "bytes"),
+        ("[?token.data.x] == []", ""),
+        ("token.?data == 1", ""),
+        (&long, "at most 4096"),
+    ] {
+        let error = Condition::parse(source).expect_err(source);
+        assert!(error.contains(part), "{source}: {error}");
+        assert!(!error.contains('\n'), "{source}: {error}");
+    }
+}
+
+/// On the stack that the engine gives a parser; the test's own thread has less.
+fn on_a_large_stack(test: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().stack_size(PARSER_STACK_BYTES).spawn(test).unwrap().join().unwrap();
+}
+
+#[test]
+fn nesting_is_bounded_and_overflows_no_stack() {
+    on_a_large_stack(|| {
+        let nested = |open: &str, inner: &str, close: &str, n: usize| {
+            format!("{}{inner}{}", open.repeat(n), close.repeat(n))
+        };
+        for source in [
+            nested("(", "true", ")", 2_045),
+            nested("[", "1", "]", 2_045),
+            nested("!", "true", "", 4_090),
+            nested("!(", "true", ")", 1_300),
+            nested("-", "1", "", 4_090),
+            nested("size(", "1", ")", 680),
+            nested("{1:", "1", "}", 1_000),
+            nested("true?", "1", ":2", 580),
+            nested("(true?", "1", ":2)", 450),
+            format!("1{}", "+1".repeat(2_040)),
+            format!("true{}", "?true:true".repeat(400)),
+            format!("token{}", ".a".repeat(2_000)),
+            format!("token{}", "[0]".repeat(1_360)),
+            format!("token{}", ".size()".repeat(580)),
+            format!("true{}", "&&true".repeat(680)),
+            format!("true{}", "==true".repeat(680)),
+            "(".repeat(4_096),
+            "[".repeat(4_096),
+            "\"".repeat(4_095),
+            "a.all(x,".repeat(512),
+            "token.exists(a,".repeat(273),
+        ] {
+            assert!(
+                source.len() <= CONDITION_BYTES_MAX,
+                "{} bytes: {}",
+                source.len(),
+                &source[..20]
+            );
+            // Whether it is refused is not the point, only that it ends.
+            if let Ok(condition) = Condition::parse(&source) {
+                let token = token(json!({}));
+                std::thread::scope(|scope| {
+                    // A worker's stack.
+                    let thread = std::thread::Builder::new().stack_size(2 << 20);
+                    thread
+                        .spawn_scoped(scope, || Scope::new(&token, None).evaluate(&condition))
+                        .unwrap()
+                        .join()
+                        .unwrap();
+                });
+            }
+        }
+        assert!(Condition::parse(&format!("1{}", "+1".repeat(100))).is_err(), "depth is bounded");
+    });
+}
+
+#[test]
+fn what_costs_too_much_fails_for_its_steps() {
+    let many: Vec<u32> = (0..300_000).collect();
+    let long = "x".repeat(900_000);
+    let words: Vec<String> = (0..20_000).map(|n| format!("word {n}")).collect();
+    let data = json!({ "many": many, "long": long, "other": long, "words": words });
+    for source in [
+        "token.data.many.all(x, x >= 0)",
+        "token.data.many.exists(x, x < 0)",
+        "token.data.many.exists_one(x, x == 7)",
+        "token.data.many.all(x, token.data.many[x] == x)",
+        &["!(-1 in token.data.many)"; 4].join(" && "),
+        "token.data.words.all(x, !('none' in token.data.words))",
+        "token.data.words.all(x, !token.data.long.contains(x)) || true",
+        "token.data.words.all(x, token.data.words == token.data.words)",
+        &["token.data.long == token.data.other"; 10].join(" && "),
+        "token.data.words.exists(x, 1 == token.data.long)",
+        "token.data.many.all(x, x in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18] || x >= 0)",
+        &format!("[{}].exists(x, x == '')", vec!["token.data.long"; 20].join(", ")),
+    ] {
+        let verdict = evaluate(source, data.clone(), None);
+        assert!(
+            matches!(&verdict, Verdict::Failed(reason) if reason.contains("steps")),
+            "{source}: {verdict:?}"
+        );
+    }
+    let longer = "token.data.long + token.data.long != ''";
+    assert!(
+        matches!(evaluate(longer, data.clone(), None), Verdict::Failed(reason) if reason.contains("4096"))
+    );
+    // What is large but not gone through costs nothing.
+    assert_eq!(evaluate("size(token.data.many) == 300000", data.clone(), None), Verdict::True);
+    assert_eq!(evaluate("token.data.words.all(x, x != '')", data, None), Verdict::True);
+}
+
+#[test]
+fn the_same_condition_on_the_same_data_takes_the_same_steps() {
+    let data = json!({ "l": (0..9_000).collect::<Vec<_>>() });
+    let condition = Condition::parse("token.data.l.all(x, x >= 0 && x < 9000)").unwrap();
+    let token = token(data);
+    for _ in 0..3 {
+        assert_eq!(Scope::new(&token, None).evaluate(&condition), Verdict::True);
+    }
+}

@@ -1,0 +1,86 @@
+//! Definitions with their conditions compiled, kept for as long as there is room.
+
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
+
+use super::EngineError;
+use crate::domain::condition::PARSER_STACK_BYTES;
+use crate::domain::{Workflow, WorkflowId};
+use crate::storage::{StorageError, WorkflowStorage};
+
+/// Bytes that kept definitions may take, as [`Workflow::memory_bytes`] estimates them.
+const CACHE_BYTES_MAX: u64 = 32 << 20;
+
+/// Definitions that the cache is laid out for; its table grows up to the bytes above.
+const CACHE_ITEMS: usize = 1_024;
+
+/// Definitions that are compiled at once; whoever comes after waits.
+static COMPILERS: Semaphore = Semaphore::const_new(2);
+
+/// The workflows of a store. A definition never changes, so what is kept is never stale.
+pub struct Definitions {
+    storage: Arc<dyn WorkflowStorage>,
+    cache: Cache<WorkflowId, Arc<Workflow>, Bytes>,
+}
+
+#[derive(Debug, Clone)]
+struct Bytes;
+
+impl Weighter<WorkflowId, Arc<Workflow>> for Bytes {
+    fn weight(&self, _: &WorkflowId, workflow: &Arc<Workflow>) -> u64 {
+        workflow.memory_bytes() as u64
+    }
+}
+
+impl Definitions {
+    pub fn new(storage: Arc<dyn WorkflowStorage>) -> Self {
+        Self { storage, cache: Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES_MAX, Bytes) }
+    }
+
+    /// The workflow with this id, if there is one.
+    pub async fn get(&self, id: &WorkflowId) -> Result<Option<Arc<Workflow>>, EngineError> {
+        if let Some(workflow) = self.cache.get(id) {
+            return Ok(Some(workflow));
+        }
+        let Some(definition) = self.storage.load_workflow(id).await? else { return Ok(None) };
+        let workflow = compile(move || Workflow::load(definition)).await?.map_err(|problems| {
+            let reason = problems
+                .first()
+                .map_or_else(String::new, |first| format!("{}: {}", first.field, first.message));
+            StorageError::Corrupt { what: format!("workflow {id}"), reason }
+        })?;
+        let workflow = Arc::new(workflow);
+        self.remember(&workflow);
+        Ok(Some(workflow))
+    }
+
+    /// Keeps a workflow that was just stored.
+    pub fn remember(&self, workflow: &Arc<Workflow>) {
+        self.cache.insert(workflow.definition().id.clone(), Arc::clone(workflow));
+    }
+}
+
+/// Runs a calculation that parses conditions, on a thread with the stack that their parser needs.
+pub async fn compile<T: Send + 'static>(
+    parse: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    let _permit = COMPILERS
+        .acquire()
+        .await
+        .map_err(|error| EngineError::Defect { reason: error.to_string() })?;
+    let (answer, outcome) = tokio::sync::oneshot::channel();
+    let thread =
+        std::thread::Builder::new().name("compiler".to_owned()).stack_size(PARSER_STACK_BYTES);
+    thread
+        // Whoever asked may have gone away.
+        .spawn(move || drop(answer.send(parse())))
+        .map_err(|error| StorageError::Unavailable {
+            reason: format!("no thread to parse conditions on: {error}"),
+        })?;
+    outcome
+        .await
+        .map_err(|_| EngineError::Defect { reason: "the parser of conditions panicked".to_owned() })
+}

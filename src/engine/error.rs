@@ -1,0 +1,99 @@
+//! Why something that a user asked for was not done.
+
+use uuid::Uuid;
+
+use crate::domain::{CreateError, MoveError, PlaceId, Problem, WorkflowId};
+use crate::storage::StorageError;
+
+/// Why a request was not done. Nothing has changed, except where
+/// [`StorageError::OutcomeUnknown`] says that it may have.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A value breaks its rule.
+    #[error("{field}: {rule}")]
+    InvalidInput {
+        /// The field, as the client calls it.
+        field: &'static str,
+        /// The rule that it breaks.
+        rule: String,
+    },
+    /// A definition is wrong.
+    #[error("the workflow definition has {} problem(s), first {}: {}", .problems.len(), first(.problems).0, first(.problems).1)]
+    InvalidWorkflow {
+        /// All that is wrong with it, at least one thing.
+        problems: Vec<Problem>,
+    },
+    /// There is no such workflow.
+    #[error("there is no workflow {workflow}")]
+    WorkflowNotFound {
+        /// The id that was asked for.
+        workflow: WorkflowId,
+    },
+    /// The workflow has no such place.
+    #[error("workflow {workflow} has no place {place}")]
+    PlaceNotFound {
+        /// The workflow.
+        workflow: WorkflowId,
+        /// The place that was asked for.
+        place: PlaceId,
+    },
+    /// There is no such token.
+    #[error("there is no token {token}")]
+    TokenNotFound {
+        /// The id that was asked for.
+        token: Uuid,
+    },
+    /// Another definition has the id.
+    #[error(
+        "there is another workflow with the id {workflow}; a definition never changes, so give this one an id of its own"
+    )]
+    WorkflowExists {
+        /// The id.
+        workflow: WorkflowId,
+    },
+    /// A token has the id.
+    #[error("there is a token {token} already; if this is a retry, the first try worked")]
+    TokenExists {
+        /// The id.
+        token: Uuid,
+    },
+    /// The domain refuses the creation of a token.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// The domain refuses the move.
+    #[error(transparent)]
+    Move(#[from] MoveError),
+    /// Others moved the token again and again in between.
+    #[error(
+        "token {token} was moved by others during each of {attempts} attempts; look where it is and try again"
+    )]
+    Contended {
+        /// The token.
+        token: Uuid,
+        /// How often it was tried.
+        attempts: usize,
+    },
+    /// A list has more than an answer may hold.
+    #[error(
+        "there are more than {rows} rows or {bytes} bytes in this answer; ask for fewer, and read tokens page by page with tokenConnection"
+    )]
+    ResultTooLarge {
+        /// The most rows.
+        rows: usize,
+        /// The most bytes.
+        bytes: usize,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// This program has a defect.
+    #[error("{reason}")]
+    Defect {
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+fn first(problems: &[Problem]) -> (&str, &str) {
+    problems.first().map_or(("", ""), |problem| (&problem.field, &problem.message))
+}

@@ -1,0 +1,237 @@
+//! What a user can ask for, each thing in one function: load, let the domain decide, commit.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+mod definitions;
+mod error;
+mod lists;
+mod world;
+
+pub use error::EngineError;
+pub use lists::{ReadBudget, TokenPageRequest};
+pub use world::{SystemWorld, World};
+
+use self::definitions::Definitions;
+use crate::domain::limits::{COMMIT_ATTEMPTS_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX};
+use crate::domain::{
+    Change, MoveError, MoveRequest, NewToken, Token, TokenMetadata, TransitionDefinition, Workflow,
+    WorkflowDefinition, WorkflowDraft, WorkflowEvent, WorkflowId, depth_exceeds, new_token_id,
+};
+use crate::storage::{StorageError, StorageHealth, StoredToken, WorkflowStorage};
+
+/// The engine over one store. Any number of engines, in any number of processes, can share one
+/// store that allows it: nothing that matters is kept here.
+pub struct Engine {
+    storage: Arc<dyn WorkflowStorage>,
+    definitions: Definitions,
+    world: Arc<dyn World>,
+    list_places: Arc<Semaphore>,
+}
+
+impl Engine {
+    /// An engine with the clock and the random numbers of this machine.
+    pub fn new(storage: Arc<dyn WorkflowStorage>) -> Self {
+        Self::with_world(storage, Arc::new(SystemWorld))
+    }
+
+    /// An engine whose time and random numbers come from `world`.
+    pub fn with_world(storage: Arc<dyn WorkflowStorage>, world: Arc<dyn World>) -> Self {
+        let definitions = Definitions::new(Arc::clone(&storage));
+        Self { storage, definitions, world, list_places: lists::list_places() }
+    }
+
+    /// Checks and stores a definition; one without an id gets a new UUID.
+    ///
+    /// To create the same definition again is no error: the answer is the one that is there.
+    pub async fn create_workflow(
+        &self,
+        mut draft: WorkflowDraft,
+    ) -> Result<Arc<Workflow>, EngineError> {
+        let now = self.world.now();
+        let new_id =
+            || uuid::Builder::from_random_bytes(self.world.random()).into_uuid().to_string();
+        draft.id.get_or_insert_with(new_id);
+        let workflow = definitions::compile(move || Workflow::check(draft, now)).await?;
+        let workflow =
+            Arc::new(workflow.map_err(|problems| EngineError::InvalidWorkflow { problems })?);
+        let definition = workflow.definition();
+        let id = definition.id.clone();
+        let event = WorkflowEvent::workflow_created(id.clone(), now);
+        match self.storage.insert_workflow(definition.clone(), event).await {
+            Ok(()) => {
+                self.definitions.remember(&workflow);
+                Ok(workflow)
+            }
+            Err(StorageError::WorkflowExists { .. }) => {
+                let there = self.definitions.get(&id).await?;
+                let same = there.filter(|there| there.definition().same_as(definition));
+                same.ok_or(EngineError::WorkflowExists { workflow: id })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Creates a token; with an `id` of the client's choice, at most once.
+    pub async fn create_token(
+        &self,
+        workflow: &WorkflowId,
+        id: Option<Uuid>,
+        request: NewToken,
+    ) -> Result<StoredToken, EngineError> {
+        check_data("data", &request.data)?;
+        check_members("metadata", &request.metadata)?;
+        check_triggered_by(request.triggered_by.as_deref())?;
+        let workflow = self.workflow_to_act_on(workflow).await?;
+        let now = self.world.now();
+        let id = id.unwrap_or_else(|| {
+            let mut random = [0; 10];
+            random.copy_from_slice(&self.world.random()[..10]);
+            new_token_id(&workflow.definition().id, now, random)
+        });
+        let change = workflow.create_token(request, id, now)?;
+        match self.storage.insert_token(change).await {
+            Err(StorageError::TokenExists { token }) => Err(EngineError::TokenExists { token }),
+            other => Ok(other?),
+        }
+    }
+
+    /// Moves a token: loads it, lets the domain decide, commits, and decides anew if another move
+    /// came first, a bounded number of times.
+    pub async fn fire(
+        &self,
+        token: Uuid,
+        request: MoveRequest,
+    ) -> Result<StoredToken, EngineError> {
+        if let Some(data) = &request.data {
+            check_data("data", data)?;
+        }
+        check_triggered_by(request.triggered_by.as_deref())?;
+        let request = Arc::new(request);
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let stored = self.token_to_act_on(token).await?;
+            let workflow = self.workflow_of(&stored.token).await?;
+            let change =
+                decide(workflow, stored.token, Arc::clone(&request), self.world.now()).await?;
+            match self.storage.commit(stored.revision, change).await {
+                // Someone else moved it in between. With an expected version the next decision says so.
+                Err(StorageError::Conflict { .. }) => {}
+                other => return Ok(other?),
+            }
+        }
+        Err(EngineError::Contended { token, attempts: COMMIT_ATTEMPTS_MAX })
+    }
+
+    /// The transitions that may fire from where the token is now and whose conditions hold.
+    pub async fn available_transitions(
+        &self,
+        token: Uuid,
+    ) -> Result<Vec<TransitionDefinition>, EngineError> {
+        let stored = self.token_to_act_on(token).await?;
+        let workflow = self.workflow_of(&stored.token).await?;
+        let available =
+            move || workflow.available_transitions(&stored.token).into_iter().cloned().collect();
+        Ok(on_a_blocking_thread(available).await)
+    }
+
+    /// The token with this id, if there is one.
+    pub async fn token(&self, id: Uuid) -> Result<Option<StoredToken>, EngineError> {
+        Ok(self.storage.load_token(id, None).await?)
+    }
+
+    /// The token with this id, if there is one in this workflow.
+    pub async fn token_of(
+        &self,
+        workflow: &WorkflowId,
+        id: Uuid,
+    ) -> Result<Option<StoredToken>, EngineError> {
+        Ok(self.storage.load_token(id, Some(workflow)).await?)
+    }
+
+    /// The workflow with this id, if there is one.
+    pub async fn workflow(
+        &self,
+        id: &WorkflowId,
+    ) -> Result<Option<WorkflowDefinition>, EngineError> {
+        Ok(self.definitions.get(id).await?.map(|workflow| workflow.definition().clone()))
+    }
+
+    /// What the store is called and how it does.
+    pub async fn health(&self) -> (&'static str, StorageHealth) {
+        (self.storage.name(), self.storage.health().await)
+    }
+
+    /// Finishes what the store accepted; afterwards every call fails.
+    pub async fn close(&self) {
+        self.storage.close().await;
+    }
+
+    async fn token_to_act_on(&self, token: Uuid) -> Result<StoredToken, EngineError> {
+        self.storage.load_token(token, None).await?.ok_or(EngineError::TokenNotFound { token })
+    }
+
+    async fn workflow_to_act_on(&self, id: &WorkflowId) -> Result<Arc<Workflow>, EngineError> {
+        let workflow = self.definitions.get(id).await?;
+        workflow.ok_or_else(|| EngineError::WorkflowNotFound { workflow: id.clone() })
+    }
+
+    async fn workflow_of(&self, token: &Token) -> Result<Arc<Workflow>, EngineError> {
+        self.definitions.get(&token.workflow_id).await?.ok_or_else(|| {
+            let what = format!("workflow {} of token {}", token.workflow_id, token.id);
+            StorageError::Corrupt { what, reason: "it is not there".to_owned() }.into()
+        })
+    }
+}
+
+async fn decide(
+    workflow: Arc<Workflow>,
+    token: Arc<Token>,
+    request: Arc<MoveRequest>,
+    now: DateTime<Utc>,
+) -> Result<Change, MoveError> {
+    if !workflow.may_take_long(&request.transition) {
+        return workflow.fire(&token, &request, now);
+    }
+    on_a_blocking_thread(move || workflow.fire(&token, &request, now)).await
+}
+
+async fn on_a_blocking_thread<T: Send + 'static>(
+    calculation: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    match tokio::task::spawn_blocking(calculation).await {
+        Ok(value) => value,
+        // A defect: it goes on to whoever turns panics into answers.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn check_data(field: &'static str, data: &Value) -> Result<(), EngineError> {
+    check_depth(field, depth_exceeds(data, JSON_DEPTH_MAX))
+}
+
+fn check_members(field: &'static str, members: &TokenMetadata) -> Result<(), EngineError> {
+    // The object itself is a level, too.
+    check_depth(field, members.values().any(|value| depth_exceeds(value, JSON_DEPTH_MAX - 1)))
+}
+
+fn check_depth(field: &'static str, exceeds: bool) -> Result<(), EngineError> {
+    if exceeds {
+        let rule = format!("arrays and objects may nest {JSON_DEPTH_MAX} deep");
+        return Err(EngineError::InvalidInput { field, rule });
+    }
+    Ok(())
+}
+
+fn check_triggered_by(name: Option<&str>) -> Result<(), EngineError> {
+    let wrong =
+        name.is_some_and(|name| name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control));
+    if wrong {
+        let rule = format!("at most {NAME_BYTES_MAX} bytes without control characters are allowed");
+        return Err(EngineError::InvalidInput { field: "triggeredBy", rule });
+    }
+    Ok(())
+}

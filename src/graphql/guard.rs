@@ -1,0 +1,132 @@
+//! Stands before every request, and sees to it that every error has a code.
+
+use std::sync::Arc;
+
+use async_graphql::extensions::{
+    Extension, ExtensionContext, ExtensionFactory, NextPrepareRequest, NextRequest,
+};
+use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, OperationType};
+use async_graphql::{Request, Response, ServerError, ServerResult};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::budget::AnswerBudget;
+use super::document::{DocumentWeight, check_document, check_text, check_variables};
+use super::error::{ErrorCode, refusal, with_code};
+use crate::engine::Engine;
+
+/// Bytes of the texts of parsed queries that are kept. What was parsed takes up to 200 times as much.
+const KEPT_TEXT_BYTES_MAX: u64 = 64 * 1024;
+
+/// Bytes of one such text: a longer one would push out many.
+const KEPT_QUERY_BYTES_MAX: usize = 4 * 1024;
+
+/// Queries that the cache is laid out for.
+const KEPT_QUERIES: usize = 64;
+
+/// Errors in one answer: a wrong query can have as many as it has fields.
+const ERRORS_MAX: usize = 20;
+
+/// Characters of a syntax error that are passed on; it can quote the query.
+const SYNTAX_ERROR_CHARS_MAX: usize = 200;
+
+/// Refuses what would cost too much, gives each request its budgets, and keeps parsed queries.
+#[derive(Clone)]
+pub struct Guard {
+    engine: Arc<Engine>,
+    parsed: Arc<Cache<String, Arc<Parsed>, TextBytes>>,
+}
+
+struct Parsed {
+    document: ExecutableDocument,
+    weight: DocumentWeight,
+}
+
+#[derive(Clone)]
+struct TextBytes;
+
+impl Weighter<String, Arc<Parsed>> for TextBytes {
+    fn weight(&self, text: &String, _: &Arc<Parsed>) -> u64 {
+        text.len() as u64
+    }
+}
+
+impl Guard {
+    /// A guard of the requests to one engine.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        let parsed = Cache::with_weighter(KEPT_QUERIES, KEPT_TEXT_BYTES_MAX, TextBytes);
+        Self { engine, parsed: Arc::new(parsed) }
+    }
+
+    /// Parses the query, unless it is too much for parser, validation or execution.
+    fn admit(&self, request: &mut Request) -> Result<(), ServerError> {
+        // The parsed query depends on its text alone: not on the operation's name or the variables.
+        let parsed = match self.parsed.get(&request.query) {
+            Some(parsed) => parsed,
+            None => {
+                let parsed = Arc::new(parse(&request.query)?);
+                if request.query.len() <= KEPT_QUERY_BYTES_MAX {
+                    self.parsed.insert(request.query.clone(), Arc::clone(&parsed));
+                }
+                parsed
+            }
+        };
+        check_variables(parsed.weight, &request.variables)?;
+        request.set_parsed_query(parsed.document.clone());
+        Ok(())
+    }
+}
+
+fn parse(query: &str) -> Result<Parsed, ServerError> {
+    check_text(query)?;
+    let document = async_graphql::parser::parse_query(query).map_err(|error| {
+        // The parser's text shows the line with an arrow; its last line says what was expected.
+        let text = error.to_string();
+        let last = text.lines().last().unwrap_or_default().trim_start_matches([' ', '=']);
+        let reason: String = last.chars().take(SYNTAX_ERROR_CHARS_MAX).collect();
+        let mut answer =
+            refusal(ErrorCode::InvalidInput, format!("the query is not GraphQL: {reason}"));
+        answer.locations = error.positions().collect();
+        answer
+    })?;
+    let weight = check_document(&document)?;
+    Ok(Parsed { document, weight })
+}
+
+/// Whether the operation that a request names is a query; none if the query is wrong, which
+/// execution will say.
+pub fn is_query(request: &Request) -> Option<bool> {
+    let parsed = parse(&request.query).ok()?;
+    let operation = match (&parsed.document.operations, &request.operation_name) {
+        (DocumentOperations::Single(operation), _) => Some(operation),
+        (DocumentOperations::Multiple(operations), Some(name)) => operations.get(name.as_str()),
+        (DocumentOperations::Multiple(operations), None) => operations.values().next(),
+    };
+    operation.map(|operation| operation.node.ty == OperationType::Query)
+}
+
+impl ExtensionFactory for Guard {
+    fn create(&self) -> Arc<dyn Extension> {
+        Arc::new(self.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Extension for Guard {
+    async fn request(&self, ctx: &ExtensionContext<'_>, next: NextRequest<'_>) -> Response {
+        let mut response = next.run(ctx).await;
+        response.errors.truncate(ERRORS_MAX);
+        response.errors.iter_mut().for_each(with_code);
+        response
+    }
+
+    async fn prepare_request(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        mut request: Request,
+        next: NextPrepareRequest<'_>,
+    ) -> ServerResult<Request> {
+        self.admit(&mut request)?;
+        next.run(ctx, request.data(self.engine.read_budget()).data(AnswerBudget::default())).await
+    }
+}

@@ -1,0 +1,37 @@
+//! The schema over the engine: short resolvers, its own types, and the table of error codes.
+
+use std::sync::Arc;
+
+use async_graphql::{EmptySubscription, Schema};
+
+mod budget;
+mod document;
+mod error;
+pub mod guard;
+mod input;
+mod mutation;
+mod query;
+mod types;
+
+pub use error::{ErrorCode, defect, refusal};
+pub use mutation::Mutation;
+pub use query::Query;
+
+use crate::engine::Engine;
+use crate::storage::WorkflowStorage;
+
+/// The schema that every backend serves.
+pub type CircuitBreakerSchema = Schema<Query, Mutation, EmptySubscription>;
+
+/// The schema over a store.
+pub fn create_schema_with_storage(storage: Arc<dyn WorkflowStorage>) -> CircuitBreakerSchema {
+    create_schema(Arc::new(Engine::new(storage)))
+}
+
+/// The schema over an engine.
+pub fn create_schema(engine: Arc<Engine>) -> CircuitBreakerSchema {
+    Schema::build(Query, Mutation, EmptySubscription)
+        .extension(guard::Guard::new(Arc::clone(&engine)))
+        .data(engine)
+        .finish()
+}

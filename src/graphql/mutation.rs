@@ -1,0 +1,77 @@
+//! What can be changed.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Object, Result};
+
+use super::error::answer;
+use super::input::{
+    CreateWorkflowInstanceInput, TokenCreateInput, TransitionFireInput,
+    TransitionTokenWithNatsInput, WorkflowDefinitionInput,
+};
+use super::types::{NatsToken, Token, Workflow};
+use crate::engine::{Engine, EngineError};
+
+/// Writes. An answer without an error is on disk; the fields of one request are done in their order.
+pub struct Mutation;
+
+fn engine<'a>(ctx: &Context<'a>) -> &'a Engine {
+    ctx.data_unchecked::<Arc<Engine>>()
+}
+
+#[Object]
+impl Mutation {
+    /// Stores a definition. The same definition again is no error and answers with the one that is there.
+    async fn create_workflow(
+        &self,
+        ctx: &Context<'_>,
+        input: WorkflowDefinitionInput,
+    ) -> Result<Workflow> {
+        let workflow = engine(ctx).create_workflow(input.into_draft()?).await.map_err(answer)?;
+        Ok(Workflow(workflow.definition().clone()))
+    }
+
+    /// Creates a token.
+    async fn create_token(&self, ctx: &Context<'_>, input: TokenCreateInput) -> Result<Token> {
+        let (workflow, id, request) = input.into_request()?;
+        Ok(Token(engine(ctx).create_token(&workflow, id, request).await.map_err(answer)?))
+    }
+
+    /// Moves a token.
+    async fn fire_transition(
+        &self,
+        ctx: &Context<'_>,
+        input: TransitionFireInput,
+    ) -> Result<Token> {
+        let (token, request) = input.into_request()?;
+        Ok(Token(engine(ctx).fire(token, request).await.map_err(answer)?))
+    }
+
+    /// Creates a token in the workflow's initial place and records who did it.
+    async fn create_workflow_instance(
+        &self,
+        ctx: &Context<'_>,
+        input: CreateWorkflowInstanceInput,
+    ) -> Result<NatsToken> {
+        let (workflow, id, request) = input.into_request()?;
+        let named = |error| match error {
+            // What the engine calls data has another name in this input.
+            EngineError::InvalidInput { field: "data", rule } => {
+                EngineError::InvalidInput { field: "initialData", rule }
+            }
+            other => other,
+        };
+        let created = engine(ctx).create_token(&workflow, id, request).await;
+        Ok(created.map_err(|error| answer(named(error)))?.into())
+    }
+
+    /// Fires a transition; `newPlace` must be the place that the transition leads to, else PLACE_MISMATCH.
+    async fn transition_token_with_nats(
+        &self,
+        ctx: &Context<'_>,
+        input: TransitionTokenWithNatsInput,
+    ) -> Result<NatsToken> {
+        let (token, request) = input.into_request()?;
+        Ok(engine(ctx).fire(token, request).await.map_err(answer)?.into())
+    }
+}

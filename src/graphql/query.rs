@@ -1,0 +1,170 @@
+//! What can be asked.
+
+use std::sync::Arc;
+
+use async_graphql::{Context, Object, Result};
+
+use super::budget::AnswerBudget;
+use super::error::{answer, invalid_input};
+use super::input::{place_id, token_id, workflow_id};
+use super::types::{
+    Health, NatsToken, Token, TokenConnection, Transition, TransitionRecordConnection, Workflow,
+};
+use crate::engine::{Engine, ReadBudget, TokenPageRequest};
+use crate::storage::{Sequence, StoredToken};
+
+/// Reads. Whatever was acknowledged before, every one of them shows.
+pub struct Query;
+
+fn engine<'a>(ctx: &Context<'a>) -> &'a Engine {
+    ctx.data_unchecked::<Arc<Engine>>()
+}
+
+fn reads<'a>(ctx: &Context<'a>) -> &'a ReadBudget {
+    ctx.data_unchecked::<ReadBudget>()
+}
+
+fn page_size(first: i32) -> usize {
+    // What is out of range, the engine names.
+    usize::try_from(first).unwrap_or(0)
+}
+
+fn after(cursor: Option<String>) -> Result<Option<Sequence>> {
+    let Some(cursor) = cursor else { return Ok(None) };
+    let digits = cursor.bytes().all(|byte| byte.is_ascii_digit());
+    match cursor.parse::<u64>() {
+        Ok(sequence) if digits => Ok(Some(Sequence(sequence))),
+        _ => Err(invalid_input("after", "use the endCursor of the page before")),
+    }
+}
+
+fn rows(ctx: &Context<'_>, tokens: Vec<StoredToken>) -> Result<Vec<StoredToken>> {
+    AnswerBudget::of(ctx).charge_rows(ctx, tokens.len())?;
+    Ok(tokens)
+}
+
+#[Object]
+impl Query {
+    /// A token by id, with where it stands in NATS. Null where there is none.
+    async fn nats_token(&self, ctx: &Context<'_>, id: String) -> Result<Option<NatsToken>> {
+        let token = engine(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
+        Ok(token.map(NatsToken::from))
+    }
+
+    /// The tokens that are in a place now, oldest arrival first. RESULT_TOO_LARGE above 10,000: page with tokenConnection.
+    async fn tokens_in_place(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "workflowId")] workflow: String,
+        #[graphql(name = "placeId")] place: String,
+    ) -> Result<Vec<NatsToken>> {
+        let (workflow, place) = (workflow_id("workflowId", workflow)?, place_id("placeId", place)?);
+        let tokens =
+            engine(ctx).tokens_in_place(workflow, place, reads(ctx)).await.map_err(answer)?;
+        Ok(rows(ctx, tokens)?.into_iter().map(NatsToken::from).collect())
+    }
+
+    /// A token by workflow and id. Null where the workflow has none of that id.
+    async fn find_token(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "workflowId")] workflow: String,
+        #[graphql(name = "tokenId")] token: String,
+    ) -> Result<Option<NatsToken>> {
+        let (workflow, token) =
+            (workflow_id("workflowId", workflow)?, token_id("tokenId", &token)?);
+        let token = engine(ctx).token_of(&workflow, token).await.map_err(answer)?;
+        Ok(token.map(NatsToken::from))
+    }
+
+    /// A token by id. Null where there is none.
+    async fn token(&self, ctx: &Context<'_>, id: String) -> Result<Option<Token>> {
+        let token = engine(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
+        Ok(token.map(Token))
+    }
+
+    /// All tokens, of one workflow or of all. RESULT_TOO_LARGE above 10,000.
+    async fn tokens(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "workflowId")] workflow: Option<String>,
+    ) -> Result<Vec<Token>> {
+        let workflow = workflow.map(|id| workflow_id("workflowId", id)).transpose()?;
+        let tokens = engine(ctx).tokens(workflow, reads(ctx)).await.map_err(answer)?;
+        Ok(rows(ctx, tokens)?.into_iter().map(Token).collect())
+    }
+
+    /// Tokens by page, oldest arrival first; `after` is the endCursor of the page before. A page is at most 1,000, and shorter where tokens are large. A token that moves meanwhile may come again, one that stays is never missed.
+    async fn token_connection(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "workflowId")] workflow: Option<String>,
+        #[graphql(name = "placeId")] place: Option<String>,
+        #[graphql(default = 100)] first: i32,
+        #[graphql(name = "after")] cursor: Option<String>,
+    ) -> Result<TokenConnection> {
+        let request = TokenPageRequest {
+            workflow: workflow.map(|id| workflow_id("workflowId", id)).transpose()?,
+            place: place.map(|id| place_id("placeId", id)).transpose()?,
+            first: page_size(first),
+            after: after(cursor)?,
+        };
+        let page = engine(ctx).token_page(request, reads(ctx)).await.map_err(answer)?;
+        AnswerBudget::of(ctx).charge_rows(ctx, page.items.len())?;
+        Ok(page.into())
+    }
+
+    /// Every transition that a token has made, newest first, by page, for as long as history is kept.
+    async fn token_history(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "tokenId")] token: String,
+        #[graphql(default = 50)] first: i32,
+        #[graphql(name = "after")] cursor: Option<String>,
+    ) -> Result<TransitionRecordConnection> {
+        let (token, after) = (token_id("tokenId", &token)?, after(cursor)?);
+        let page = engine(ctx)
+            .token_history(token, page_size(first), after, reads(ctx))
+            .await
+            .map_err(answer)?;
+        let budget = AnswerBudget::of(ctx);
+        budget.charge_rows(ctx, page.items.len())?;
+        for data in page.items.iter().filter_map(|stored| stored.event.data.as_ref()) {
+            budget.charge_json(data)?;
+        }
+        Ok(page.into())
+    }
+
+    /// The transitions that may fire from where the token is now and whose conditions hold.
+    async fn available_transitions(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "tokenId")] token: String,
+    ) -> Result<Vec<Transition>> {
+        let transitions = engine(ctx)
+            .available_transitions(token_id("tokenId", &token)?)
+            .await
+            .map_err(answer)?;
+        AnswerBudget::of(ctx).charge_rows(ctx, transitions.len())?;
+        Ok(transitions.into_iter().map(Transition).collect())
+    }
+
+    /// A workflow by id. Null where there is none.
+    async fn workflow(&self, ctx: &Context<'_>, id: String) -> Result<Option<Workflow>> {
+        let workflow = engine(ctx).workflow(&workflow_id("id", id)?).await.map_err(answer)?;
+        Ok(workflow.map(Workflow))
+    }
+
+    /// All workflows, ordered by id. RESULT_TOO_LARGE above 10,000.
+    async fn workflows(&self, ctx: &Context<'_>) -> Result<Vec<Workflow>> {
+        let workflows = engine(ctx).workflows(reads(ctx)).await.map_err(answer)?;
+        AnswerBudget::of(ctx).charge_rows(ctx, workflows.len())?;
+        Ok(workflows.into_iter().map(Workflow).collect())
+    }
+
+    /// How the server and its store do.
+    async fn health(&self, ctx: &Context<'_>) -> Health {
+        let (storage, health) = engine(ctx).health().await;
+        Health::new(storage, health)
+    }
+}

@@ -1,0 +1,304 @@
+//! What the schema shows of tokens, workflows and their history.
+
+use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, SimpleObject};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::Value;
+
+use super::budget::AnswerBudget;
+use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
+use crate::storage::{Page, Sequence, StorageHealth, StoredEvent, StoredToken};
+
+/// RFC 3339 in UTC with microseconds.
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// A definition: places and the transitions between them. It never changes.
+pub struct Workflow(pub WorkflowDefinition);
+
+#[Object]
+impl Workflow {
+    async fn id(&self) -> ID {
+        ID(self.0.id.to_string())
+    }
+    async fn name(&self) -> &str {
+        &self.0.name
+    }
+    async fn description(&self) -> Option<&str> {
+        self.0.description.as_deref()
+    }
+    async fn places(&self) -> Vec<&str> {
+        self.0.places.iter().map(|place| place.as_str()).collect()
+    }
+    async fn transitions(&self) -> Vec<Transition> {
+        self.0.transitions.iter().cloned().map(Transition).collect()
+    }
+    /// Where a new token is put.
+    async fn initial_place(&self) -> &str {
+        &self.0.initial_place
+    }
+    async fn created_at(&self) -> String {
+        time(self.0.created_at)
+    }
+    async fn updated_at(&self) -> String {
+        time(self.0.updated_at)
+    }
+}
+
+/// A way from any of several places to one.
+pub struct Transition(pub TransitionDefinition);
+
+#[Object]
+impl Transition {
+    async fn id(&self) -> &str {
+        &self.0.id
+    }
+    async fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+    async fn description(&self) -> Option<&str> {
+        self.0.description.as_deref()
+    }
+    /// The token may be in any one of these.
+    async fn from_places(&self) -> Vec<&str> {
+        self.0.from_places.iter().map(|place| place.as_str()).collect()
+    }
+    async fn to_place(&self) -> &str {
+        &self.0.to_place
+    }
+    /// CEL expressions over the token; all must hold.
+    async fn conditions(&self) -> &[String] {
+        &self.0.conditions
+    }
+}
+
+/// One piece of work in one place of one workflow.
+pub struct Token(pub StoredToken);
+
+#[Object]
+impl Token {
+    async fn id(&self) -> ID {
+        ID(self.0.token.id.to_string())
+    }
+    async fn workflow_id(&self) -> &str {
+        &self.0.token.workflow_id
+    }
+    async fn place(&self) -> &str {
+        &self.0.token.place
+    }
+    async fn data(&self, ctx: &Context<'_>) -> Result<Json<&Value>> {
+        AnswerBudget::of(ctx).charge_json(&self.0.token.data)?;
+        Ok(Json(&self.0.token.data))
+    }
+    async fn metadata(&self, ctx: &Context<'_>) -> Result<Json<&domain::TokenMetadata>> {
+        AnswerBudget::of(ctx).charge_members(&self.0.token.metadata)?;
+        Ok(Json(&self.0.token.metadata))
+    }
+    async fn created_at(&self) -> String {
+        time(self.0.token.created_at)
+    }
+    async fn updated_at(&self) -> String {
+        time(self.0.token.updated_at)
+    }
+    /// 1 at creation, one more with every transition.
+    async fn version(&self) -> u32 {
+        self.0.token.version
+    }
+    /// The newest transitions, oldest first; all of them: tokenHistory.
+    async fn history(&self) -> Vec<HistoryEvent> {
+        self.0.token.history.iter().map(HistoryEvent::from).collect()
+    }
+}
+
+/// One transition that a token has made.
+#[derive(SimpleObject)]
+pub struct HistoryEvent {
+    timestamp: String,
+    transition: String,
+    from_place: String,
+    to_place: String,
+    /// What the request merged into the token's data, where it is short; tokenHistory has all.
+    data: Option<Json<Value>>,
+}
+
+impl From<&domain::HistoryEvent> for HistoryEvent {
+    fn from(event: &domain::HistoryEvent) -> Self {
+        Self {
+            timestamp: time(event.timestamp),
+            transition: event.transition.to_string(),
+            from_place: event.from_place.to_string(),
+            to_place: event.to_place.to_string(),
+            data: event.data.clone().map(Json),
+        }
+    }
+}
+
+/// A token with where it stands in NATS. On other backends the nats fields are null.
+#[derive(MergedObject)]
+#[graphql(name = "NATSToken")]
+pub struct NatsToken(Token, NatsFields);
+
+impl From<StoredToken> for NatsToken {
+    fn from(stored: StoredToken) -> Self {
+        let fields = NatsFields {
+            nats_sequence: stored.token.nats_sequence.map(|sequence| sequence.to_string()),
+            nats_timestamp: stored.token.nats_timestamp.map(time),
+            nats_subject: stored.token.nats_subject.clone(),
+            transition_history: stored
+                .token
+                .transition_history
+                .iter()
+                .map(TransitionRecord::from)
+                .collect(),
+        };
+        Self(Token(stored), fields)
+    }
+}
+
+/// Where a token stands in NATS.
+#[derive(SimpleObject)]
+pub struct NatsFields {
+    /// Stream sequence of the token's current message.
+    nats_sequence: Option<String>,
+    /// Time of the token's current message.
+    nats_timestamp: Option<String>,
+    /// Subject of the token's current message.
+    nats_subject: Option<String>,
+    /// The newest transitions, oldest first; all of them: tokenHistory.
+    transition_history: Vec<TransitionRecord>,
+}
+
+/// One transition that a token has made, with who fired it.
+#[derive(SimpleObject)]
+pub struct TransitionRecord {
+    from_place: String,
+    to_place: String,
+    transition_id: String,
+    timestamp: String,
+    triggered_by: Option<String>,
+    nats_sequence: Option<String>,
+    metadata: Option<Json<Value>>,
+    /// What the request merged into the token's data. In `transitionHistory` always null.
+    data: Option<Json<Value>>,
+}
+
+impl From<&domain::TransitionRecord> for TransitionRecord {
+    fn from(record: &domain::TransitionRecord) -> Self {
+        Self {
+            from_place: record.from_place.to_string(),
+            to_place: record.to_place.to_string(),
+            transition_id: record.transition_id.to_string(),
+            timestamp: time(record.timestamp),
+            triggered_by: record.triggered_by.clone(),
+            nats_sequence: record.nats_sequence.map(|sequence| sequence.to_string()),
+            metadata: record.metadata.clone().map(Json),
+            data: None,
+        }
+    }
+}
+
+/// Tokens by page, oldest arrival first.
+#[derive(SimpleObject)]
+pub struct TokenConnection {
+    edges: Vec<TokenEdge>,
+    page_info: PageInfo,
+}
+
+/// A token and its place in the list.
+#[derive(SimpleObject)]
+pub struct TokenEdge {
+    cursor: String,
+    node: NatsToken,
+}
+
+/// Transitions of a token by page, newest first.
+#[derive(SimpleObject)]
+pub struct TransitionRecordConnection {
+    edges: Vec<TransitionRecordEdge>,
+    page_info: PageInfo,
+}
+
+/// A transition and its place in the list.
+#[derive(SimpleObject)]
+pub struct TransitionRecordEdge {
+    cursor: String,
+    node: TransitionRecord,
+}
+
+/// Whether a list goes on, and from where.
+#[derive(SimpleObject)]
+pub struct PageInfo {
+    /// Whether more come after this page.
+    has_next_page: bool,
+    /// The `after` of the next page; null for a page without rows.
+    end_cursor: Option<String>,
+}
+
+impl From<Page<StoredToken>> for TokenConnection {
+    fn from(page: Page<StoredToken>) -> Self {
+        let end_cursor = page.items.last().map(|stored| cursor(stored.revision));
+        let edge = |stored: StoredToken| TokenEdge {
+            cursor: cursor(stored.revision),
+            node: stored.into(),
+        };
+        Self {
+            page_info: PageInfo { has_next_page: page.more, end_cursor },
+            edges: page.items.into_iter().map(edge).collect(),
+        }
+    }
+}
+
+impl From<Page<StoredEvent>> for TransitionRecordConnection {
+    fn from(page: Page<StoredEvent>) -> Self {
+        let end_cursor = page.items.last().map(|stored| cursor(stored.sequence));
+        let edge = |stored: StoredEvent| {
+            let record = stored.event.transition_record()?;
+            let node = TransitionRecord {
+                data: stored.event.data.map(Json),
+                ..TransitionRecord::from(&record)
+            };
+            Some(TransitionRecordEdge { cursor: cursor(stored.sequence), node })
+        };
+        Self {
+            page_info: PageInfo { has_next_page: page.more, end_cursor },
+            edges: page.items.into_iter().filter_map(edge).collect(),
+        }
+    }
+}
+
+fn cursor(sequence: Sequence) -> String {
+    sequence.to_string()
+}
+
+/// How the server does.
+#[derive(SimpleObject)]
+pub struct Health {
+    status: HealthStatus,
+    /// The backend, such as `sqlite`.
+    storage: String,
+    /// What is wrong, if something is.
+    detail: Option<String>,
+}
+
+/// How well.
+#[derive(Enum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthStatus {
+    /// Reads and writes work.
+    Healthy,
+    /// It works, but something needs a look.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+}
+
+impl Health {
+    /// Health as the engine tells it.
+    pub fn new(storage: &str, health: StorageHealth) -> Self {
+        let (status, detail) = match health {
+            StorageHealth::Healthy => (HealthStatus::Healthy, None),
+            StorageHealth::Degraded(detail) => (HealthStatus::Degraded, Some(detail)),
+            StorageHealth::Unhealthy(detail) => (HealthStatus::Unhealthy, Some(detail)),
+        };
+        Self { status, storage: storage.to_owned(), detail }
+    }
+}

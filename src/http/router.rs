@@ -1,0 +1,70 @@
+//! Which path leads where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use super::graphql;
+use crate::graphql::CircuitBreakerSchema;
+
+/// GraphiQL and what it is made of, as its makers publish it; see `src/http/graphiql/README.md`.
+const PAGE: &str = include_str!("graphiql/index.html");
+const ASSETS: [(&str, &str, &[u8]); 5] = [
+    ("/graphiql/start.js", "text/javascript", include_bytes!("graphiql/start.js")),
+    ("/graphiql/react.js", "text/javascript", include_bytes!("graphiql/react.production.min.js")),
+    (
+        "/graphiql/react-dom.js",
+        "text/javascript",
+        include_bytes!("graphiql/react-dom.production.min.js"),
+    ),
+    ("/graphiql/graphiql.js", "text/javascript", include_bytes!("graphiql/graphiql.min.js")),
+    ("/graphiql/graphiql.css", "text/css", include_bytes!("graphiql/graphiql.min.css")),
+];
+
+/// All paths over one schema.
+pub fn router(schema: CircuitBreakerSchema) -> Router {
+    let sdl: Arc<str> = schema.sdl().into();
+    let mut router = Router::new()
+        .route("/graphql", get(graphql::get).post(graphql::post))
+        .route("/", get(|| async { Html(PAGE) }))
+        .route(
+            "/health/live",
+            get(|| async { json_answer(StatusCode::OK, &json!({ "status": "alive" })) }),
+        )
+        .route("/health/ready", get(ready))
+        .route("/schema.graphql", get(move || async move { text(&sdl) }));
+    for (path, kind, bytes) in ASSETS {
+        let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")];
+        router = router.route(path, get(move || async move { (headers, bytes) }));
+    }
+    router.fallback(not_found).with_state(schema)
+}
+
+/// 200 while reads and writes work, else 503; which of the two stands in the body, too.
+async fn ready(State(schema): State<CircuitBreakerSchema>) -> Response {
+    let answer = schema.execute("{ health { status storage detail } }").await;
+    let health = answer.data.into_json().unwrap_or_default()["health"].take();
+    let ready = answer.errors.is_empty() && health["status"] != "UNHEALTHY";
+    json_answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &health)
+}
+
+async fn not_found() -> Response {
+    let paths = ["/", "/graphql", "/schema.graphql", "/health/live", "/health/ready"];
+    json_answer(
+        StatusCode::NOT_FOUND,
+        &json!({ "error": "there is nothing at this path", "paths": paths }),
+    )
+}
+
+fn json_answer(status: StatusCode, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+fn text(text: &Arc<str>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text.to_string()).into_response()
+}
