@@ -42,6 +42,7 @@ impl Client {
     fn new(url: &str) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            .proxy(None)
             .timeout_global(Some(ANSWER_TIME_MAX));
         Self { agent: config.build().into(), url: url.trim_end_matches('/').to_owned() }
     }

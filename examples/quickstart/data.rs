@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 #[derive(Deserialize)]
 pub struct Row {
     pub data: Value,
+    #[serde(default)]
+    pub metadata: Value,
     pub moves: Vec<Move>,
 }
 
@@ -53,7 +55,7 @@ pub fn rows(file: &str) -> Result<Vec<Row>, String> {
     rows.map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Each column is a member of the data, but `moves` says what happens:
+/// Each column is a member of the data, or of the metadata where it says so; but `moves` says what happens:
 /// `submit by ann; approve by ben reviewer=ben`.
 fn from_csv(text: &str) -> Result<Vec<Row>, String> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -62,17 +64,21 @@ fn from_csv(text: &str) -> Result<Vec<Row>, String> {
     for record in reader.records() {
         let record = record.map_err(|error| error.to_string())?;
         let line = record.position().map_or(0, csv::Position::line);
-        let mut row = Row { data: Value::Null, moves: Vec::new() };
-        let mut data = Map::new();
+        let mut row = Row { data: Value::Null, metadata: Value::Null, moves: Vec::new() };
+        let (mut data, mut metadata) = (Map::new(), Map::new());
         for (column, text) in columns.iter().zip(&record) {
             if column == "moves" {
                 row.moves = moves(text).map_err(|error| format!("line {line}: {error}"))?;
             } else {
                 let number = text.parse::<i64>().map(Value::from);
-                data.insert(column.to_owned(), number.unwrap_or_else(|_| text.into()));
+                let value = number.unwrap_or_else(|_| text.into());
+                match column.strip_prefix("metadata.") {
+                    Some(name) => metadata.insert(name.to_owned(), value),
+                    None => data.insert(column.to_owned(), value),
+                };
             }
         }
-        row.data = data.into();
+        (row.data, row.metadata) = (data.into(), metadata.into());
         rows.push(row);
     }
     Ok(rows)

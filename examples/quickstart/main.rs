@@ -106,8 +106,9 @@ fn go_through(
     counts: &mut Counts,
 ) -> Result<(), String> {
     let create = "mutation($input: CreateWorkflowInstanceInput!) { createWorkflowInstance(input: $input) { id } }";
-    let input =
-        json!({ "workflowId": workflow, "initialData": row.data, "triggeredBy": "quickstart" });
+    let input = json!({
+        "workflowId": workflow, "initialData": row.data, "metadata": row.metadata, "triggeredBy": "quickstart",
+    });
     let created = client.ask(create, &json!({ "input": input }))?;
     let id = &created["createWorkflowInstance"]["id"];
 

@@ -395,6 +395,7 @@ impl Client {
     pub fn new(address: &str) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            .proxy(None)
             .timeout_global(Some(PROCESS_TIME_MAX))
             .max_idle_connections(1);
         Self { agent: config.build().into(), base: format!("http://{address}") }
