@@ -6,7 +6,7 @@ use std::process::Command;
 
 use circuit_breaker::storage::sqlite::OpenError;
 use circuit_breaker::storage::{
-    PageLimit, StorageError, StorageHealth, TokenScope, WorkflowStorage,
+    PageLimit, Sequence, StorageError, StorageHealth, StoredToken, TokenScope, WorkflowStorage,
 };
 use circuit_breaker::{SqliteStorage, SqliteStorageConfig};
 use serde_json::json;
@@ -160,6 +160,11 @@ fn a_full_store_refuses_writes_whole_and_goes_on_reading() {
             }
         };
         assert!(matches!(error, StorageError::Full { .. }), "{error}");
+        assert!(matches!(storage.health().await, StorageHealth::Degraded(_)));
+        // A lost race writes nothing, so it does not make the store healthy.
+        let stale = StoredToken { revision: Sequence(u64::MAX), ..stored[0].clone() };
+        let lost = storage.commit(stale.revision, fired(&workflow, &stale, "submit")).await;
+        assert!(matches!(lost, Err(StorageError::Conflict { .. })), "{lost:?}");
         assert!(matches!(storage.health().await, StorageHealth::Degraded(_)));
         // Many at once: the group fails, then each alone, and none by half.
         let tasks: Vec<_> = (0..20)

@@ -140,7 +140,9 @@ impl Writer {
         }
         match self.transact(&group) {
             Ok(outcomes) => {
-                if self.note_health(StorageHealth::Healthy) {
+                // Where all lost their races, nothing was written: that says nothing about the disk.
+                let wrote = outcomes.iter().any(Result::is_ok);
+                if wrote && self.note_health(StorageHealth::Healthy) {
                     tracing::info!("writes work again");
                 }
                 for (job, outcome) in group.into_iter().zip(outcomes) {
