@@ -107,12 +107,11 @@ pub async fn get(
     url: Uri,
     parameters: Result<Query<GetParameters>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
+    // Before anything is parsed, as what is parsed takes far more memory than the text.
     let bytes = url.query().map_or(0, str::len);
+    let Ok(_turn) = turn(bytes).await else { return busy().into_response() };
     match query(parameters.map(|Query(parameters)| parameters).map_err(|error| error.body_text())) {
-        Ok(request) => {
-            let Ok(_turn) = turn(bytes).await else { return busy().into_response() };
-            json(StatusCode::OK, &execute(&schema, request).await)
-        }
+        Ok(request) => json(StatusCode::OK, &execute(&schema, request).await),
         Err(refused) => refused.into_response(),
     }
 }
