@@ -12,6 +12,10 @@ pub mod http;
 pub mod storage;
 
 pub use domain::{PlaceId, Token, TransitionId, TransitionRecord, WorkflowDefinition, WorkflowId};
-pub use graphql::create_schema_with_storage;
+pub use graphql::{StorageBackend, create_schema_with_nats, create_schema_with_storage};
 pub use storage::memory::InMemoryStorage;
+pub use storage::nats::{
+    ConnectionStatus, HealthStatus, NATSConfigError, NATSMetrics, NATSOpenError, NATSStorage,
+    NATSStorageConfig, NATSStorageOptions, nats_health_check,
+};
 pub use storage::sqlite::{SqliteStorage, SqliteStorageConfig};

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 mod bare;
+#[path = "../client.rs"]
 mod client;
 
 use bare::Bare;

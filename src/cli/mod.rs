@@ -1,14 +1,17 @@
 //! The command line: configuration and start. It alone reads the environment, it alone prints.
 
 use std::io::IsTerminal;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 mod config;
+mod variables;
 
 pub use config::{Backend, Config, ConfigError};
 
@@ -17,10 +20,14 @@ use crate::graphql::create_schema;
 use crate::http;
 use crate::storage::WorkflowStorage;
 use crate::storage::memory::InMemoryStorage;
+use crate::storage::nats::{self, NATSStorage};
 use crate::storage::sqlite::{SqliteStorage, SqliteStorageConfig};
 
 /// Threads for what blocks: reads of the disk, and conditions that loop. More would only take memory.
 const BLOCKING_THREADS_MAX: usize = 16;
+
+/// Time that the start waits for NATS; it usually takes a few milliseconds.
+const NATS_START_WAIT: Duration = Duration::from_secs(2);
 
 /// Runs the server: reads flags and environment, serves until it is told to stop.
 ///
@@ -31,7 +38,7 @@ pub fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => {}
         ["--help" | "-h"] => {
-            print!("{}", config::help());
+            print!("{}", variables::help());
             return ExitCode::SUCCESS;
         }
         ["--version" | "-V"] => {
@@ -64,7 +71,9 @@ pub fn main() -> ExitCode {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn run(config: Config) -> Result<(), BoxError> {
-    let filter = EnvFilter::try_new(&config.log)?;
+    // The client logs each lost connection and each vain attempt; the store says it once.
+    let quiet = if config.log.contains("async_nats") { "" } else { ",async_nats=error" };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", config.log))?;
     let colour = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     log.with_writer(std::io::stderr).with_ansi(colour).init();
@@ -76,10 +85,18 @@ fn run(config: Config) -> Result<(), BoxError> {
 async fn serve(config: Config) -> Result<(), BoxError> {
     // Before anything that takes time, so that a signal is never missed.
     let stop = stop_signal()?;
-    let (storage, place) = open(&config)?;
+    let Opened { storage, place, failed } = open(&config).await?;
     let engine = Arc::new(Engine::new(storage));
+    let mut refusal = Ok(());
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            error = failed => refusal = Err(error),
+        }
+    };
     let served = listen(&config, Arc::clone(&engine), &place, stop).await;
     engine.close().await;
+    refusal?;
     tracing::info!("stopped");
     served
 }
@@ -99,16 +116,48 @@ async fn listen(
     Ok(())
 }
 
-fn open(config: &Config) -> Result<(Arc<dyn WorkflowStorage>, String), BoxError> {
+/// A store and what is said of it.
+struct Opened {
+    storage: Arc<dyn WorkflowStorage>,
+    place: String,
+    /// Ends if it turns out later that the store cannot be used.
+    failed: Pin<Box<dyn Future<Output = BoxError> + Send>>,
+}
+
+async fn open(config: &Config) -> Result<Opened, BoxError> {
+    let never = || Box::pin(std::future::pending());
     match &config.backend {
         Backend::Memory => {
             tracing::warn!("STORAGE_BACKEND=memory: everything is lost when this server stops");
-            Ok((Arc::new(InMemoryStorage::new()), "memory".to_owned()))
+            let storage = Arc::new(InMemoryStorage::new());
+            Ok(Opened { storage, place: "memory".to_owned(), failed: never() })
         }
         Backend::Sqlite { path } => {
-            let storage = SqliteStorage::open(&SqliteStorageConfig::new(path))?;
+            let storage = Arc::new(SqliteStorage::open(&SqliteStorageConfig::new(path))?);
             let shown = path.canonicalize().unwrap_or_else(|_| path.clone());
-            Ok((Arc::new(storage), format!("SQLite file {}", shown.display())))
+            let place = format!("SQLite file {}", shown.display());
+            Ok(Opened { storage, place, failed: never() })
+        }
+        Backend::Nats { config, options } => {
+            let storage = NATSStorage::start(config.clone(), options.clone()).await?;
+            let storage = Arc::new(storage);
+            // What cannot work stops the start before anything is served. A bus that is not there
+            // yet does not: the server says that it is not ready until it is.
+            match tokio::time::timeout(NATS_START_WAIT, storage.opened()).await {
+                Ok(opened) => opened?,
+                Err(_) => {
+                    tracing::warn!("starting without NATS; requests are refused until it is there")
+                }
+            }
+            let place = format!("NATS at {}", nats::shown_urls(&config.nats_urls));
+            let waiting = Arc::clone(&storage);
+            let failed = Box::pin(async move {
+                match waiting.opened().await {
+                    Err(error) => error.into(),
+                    Ok(()) => std::future::pending().await,
+                }
+            });
+            Ok(Opened { storage, place, failed })
         }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::condition::{Condition, Scope, Verdict};
-use super::definition::{TransitionDefinition, Workflow};
+use super::definition::{TransitionDefinition, Workflow, WorkflowDefinition};
 use super::event::{EventKind, WorkflowEvent};
 use super::id::{PlaceId, TransitionId, WorkflowId};
 use super::json::merge_patch;
@@ -19,6 +19,24 @@ pub struct Change {
     pub token: Token,
     /// The creation or the move; after it the completion, if the token can go nowhere from there.
     pub events: Vec<WorkflowEvent>,
+}
+
+impl Change {
+    /// A token that comes from elsewhere as it is, with the event of its creation here.
+    pub fn adopted(
+        token: Token,
+        definition: &WorkflowDefinition,
+        triggered_by: Option<String>,
+    ) -> Self {
+        let mut event =
+            WorkflowEvent::of_token(EventKind::TokenCreated, &token, triggered_by.clone());
+        event.data = Some(token.data.clone());
+        let mut events = vec![event];
+        if definition.final_places().any(|place| *place == token.place) {
+            events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
+        }
+        Self { token, events }
+    }
 }
 
 /// A request to create a token.

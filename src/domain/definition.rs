@@ -181,6 +181,12 @@ impl WorkflowDefinition {
             && self.initial_place == other.initial_place
     }
 
+    /// The places that no transition leads on from: a token there is completed.
+    pub fn final_places(&self) -> impl Iterator<Item = &PlaceId> {
+        let leads_on: HashSet<_> = self.transitions.iter().flat_map(|t| &t.from_places).collect();
+        self.places.iter().filter(move |place| !leads_on.contains(place))
+    }
+
     fn into_draft(self) -> WorkflowDraft {
         WorkflowDraft {
             id: Some(self.id.into()),

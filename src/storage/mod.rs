@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::domain::{Change, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 
 pub mod memory;
+pub mod nats;
 pub mod sqlite;
 
 /// The place of a change in the one order of all changes of a store. Starts at 1, has gaps.

@@ -167,13 +167,17 @@ mod case {
             )
             .await["createWorkflowInstance"]
             .take();
-        assert_eq!(created["natsSequence"], Value::Null, "not on NATS");
+        let on_nats = api.storage().name() == "nats";
+        assert_eq!(created["natsSequence"].is_string(), on_nats);
+        assert_eq!(created["natsTimestamp"].is_string(), on_nats);
+        assert_eq!(created["natsSubject"].is_string(), on_nats);
         let move_it = "mutation($input: TransitionTokenWithNATSInput!) { transitionTokenWithNats(input: $input) {
             id place transitionHistory { transitionId triggeredBy fromPlace toPlace natsSequence metadata } } }";
         let input = json!({ "tokenId": created["id"], "transitionId": "submit", "newPlace": "review", "triggeredBy": "user@example.com", "expectedVersion": 1 });
-        let moved =
+        let mut moved =
             api.data(move_it, json!({ "input": input })).await["transitionTokenWithNats"].take();
         assert_eq!(moved["place"], "review");
+        assert_eq!(moved["transitionHistory"][0]["natsSequence"].take().is_string(), on_nats);
         assert_eq!(
             moved["transitionHistory"],
             json!([{ "transitionId": "submit", "triggeredBy": "user@example.com", "fromPlace": "draft", "toPlace": "review", "natsSequence": null, "metadata": null }])
@@ -429,7 +433,7 @@ mod case {
         let health =
             api.data("{ health { status storage detail } }", json!({})).await["health"].take();
         assert_eq!(health["status"], "HEALTHY");
-        assert!(["memory", "sqlite"].contains(&health["storage"].as_str().unwrap()));
+        assert!(["memory", "sqlite", "nats"].contains(&health["storage"].as_str().unwrap()));
         assert_eq!(health["detail"], Value::Null);
     }
 }

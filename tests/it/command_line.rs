@@ -43,7 +43,7 @@ fn a_wrong_start_is_refused_with_the_name_of_what_is_wrong() {
         (
             &[],
             &[("STORAGE_BACKEND", "postgres")],
-            &["STORAGE_BACKEND", "postgres", "sqlite or memory"],
+            &["STORAGE_BACKEND", "postgres", "sqlite, nats or memory"],
         ),
         (&[], &[("STORAGE_BACKEND", "SQLITE")], &["STORAGE_BACKEND", "SQLITE"]),
         (&[], &[("LISTEN_ADDR", "4000")], &["LISTEN_ADDR", "\"4000\"", "127.0.0.1:4000"]),

@@ -16,9 +16,9 @@ const ROUNDS: usize = 5;
 
 /// What clients know of one token: the version of the last answer, and whether one is outstanding.
 #[derive(Debug, Clone, Copy)]
-struct Known {
-    version: u64,
-    outstanding: bool,
+pub struct Known {
+    pub version: u64,
+    pub outstanding: bool,
 }
 
 /// Creates tokens and moves them round and round until the server is gone.
@@ -84,13 +84,21 @@ fn every_acknowledged_move_survives_kill_9_with_its_event_and_none_twice() {
 /// Holds the file against what the clients know, and takes what they could not know from the file.
 fn check(path: &std::path::Path, known: &mut HashMap<String, Known>, round: usize) {
     let storage = crate::support::open_sqlite(path);
-    let limit = PageLimit { rows: 1_000_000, bytes: usize::MAX };
-    let (tokens, events) = runtime().block_on(async {
-        let tokens = storage.list_tokens(&TokenScope::All, None, limit).await.unwrap().items;
-        let events = storage.list_events(None, None, limit).await.unwrap().items;
+    runtime().block_on(async {
+        compare(&*storage, known, round).await;
         storage.close().await;
-        (tokens, events)
     });
+}
+
+/// Holds a store against what the clients know, and takes what they could not know from the store.
+pub async fn compare(
+    storage: &dyn WorkflowStorage,
+    known: &mut HashMap<String, Known>,
+    round: usize,
+) {
+    let limit = PageLimit { rows: 1_000_000, bytes: usize::MAX };
+    let tokens = storage.list_tokens(&TokenScope::All, None, limit).await.unwrap().items;
+    let events = storage.list_events(None, None, limit).await.unwrap().items;
     let mut versions: HashMap<String, Vec<u64>> = HashMap::new();
     for stored in &events {
         if let (Some(token), Some(version)) = (stored.event.token_id, stored.event.token_version)

@@ -49,7 +49,7 @@ fn every_example_is_accepted_has_conditions_and_no_place_that_is_out_of_reach() 
         }
         assert_eq!(reached.len(), definition["places"].as_array().unwrap().len(), "{workflow}");
 
-        for backend in Backend::ALL {
+        for backend in Backend::all() {
             let api = Api::new(backend);
             let created = api.data(CREATE_WORKFLOW, json!({ "input": definition }));
             assert_eq!(runtime().block_on(created)["createWorkflow"]["id"], workflow);

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    Backend, TestStorage, now, open_sqlite, review_draft, runtime, transition, workflow_id,
+    Backend, TestStorage, now, open_sqlite, review_draft, runtime, transition,
+    without_place_on_bus, workflow_id,
 };
 
 const OPERATIONS: usize = 4_000;
@@ -135,7 +136,7 @@ fn operation(random: &mut Rng, tokens: &[Uuid]) -> Operation {
 /// Does one operation and tells all of the answer that does not depend on the backend.
 async fn perform(subject: &Subject, operation: Operation) -> Result<String, EngineError> {
     let engine = &subject.engine;
-    let shown = |stored: StoredToken| format!("{:?}", stored.token);
+    let shown = |stored: StoredToken| format!("{:?}", without_place_on_bus(&stored.token));
     match operation {
         Operation::CreateWorkflow(draft) => {
             Ok(format!("{:?}", engine.create_workflow(draft).await?.definition()))
@@ -200,7 +201,7 @@ async fn list(
         after = page.items.last().map(|stored| stored.revision);
         text += &format!(
             "{:?} {}\n",
-            page.items.iter().map(|item| &item.token).collect::<Vec<_>>(),
+            page.items.iter().map(|item| without_place_on_bus(&item.token)).collect::<Vec<_>>(),
             page.more
         );
         if !page.more {
@@ -209,15 +210,22 @@ async fn list(
     }
 }
 
-async fn agree(seed: u64) {
+fn agree(seed: u64, backend: Backend) {
+    if !backend.is_here() {
+        return;
+    }
+    let (memory, other) = (Subject::new(Backend::Memory), Subject::new(backend));
+    runtime().block_on(compare(seed, memory, other));
+}
+
+async fn compare(seed: u64, memory: Subject, mut other: Subject) {
     let mut random = Rng::with_seed(seed);
-    let (memory, mut sqlite) = (Subject::new(Backend::Memory), Subject::new(Backend::Sqlite));
     let mut tokens = Vec::new();
     let mut worked = 0;
     for step in 0..OPERATIONS {
         let operation = operation(&mut random, &tokens);
         let expected = perform(&memory, operation.clone()).await;
-        let answer = perform(&sqlite, operation.clone()).await;
+        let answer = perform(&other, operation.clone()).await;
         let show = |answer: &Result<String, EngineError>| match answer {
             Ok(text) => text.clone(),
             Err(error) => format!("{error:?}"),
@@ -229,7 +237,7 @@ async fn agree(seed: u64) {
             tokens.push(id.parse().unwrap());
         }
         if step % 1_000 == 999 {
-            reopen(&mut sqlite).await;
+            reopen(&mut other).await;
         }
     }
     assert!(worked > OPERATIONS / 3, "seed {seed}: only {worked} operations did something");
@@ -239,9 +247,10 @@ async fn agree(seed: u64) {
 /// Closes the store and opens it again; time goes on where it was.
 async fn reopen(subject: &mut Subject) {
     subject.store.storage.close().await;
-    let path = subject.store.folder.as_ref().unwrap().path().join("test.db");
-    let storage = open_sqlite(&path);
-    subject.store.storage = storage;
+    subject.store.storage = match &subject.store.nats {
+        Some(server) => Arc::new(server.open().await),
+        None => open_sqlite(&subject.store.folder.as_ref().unwrap().path().join("test.db")),
+    };
     let world = Arc::clone(&subject.world) as Arc<dyn World>;
     subject.engine = Engine::with_world(Arc::clone(&subject.store.storage), world);
 }
@@ -249,12 +258,26 @@ async fn reopen(subject: &mut Subject) {
 #[test]
 fn sqlite_answers_as_memory_does_on_fixed_seeds() {
     for seed in [1, 2] {
-        runtime().block_on(agree(seed));
+        agree(seed, Backend::Sqlite);
     }
 }
 
 #[test]
 fn sqlite_answers_as_memory_does_on_a_new_seed() {
-    let seed = fastrand::u64(..);
-    runtime().block_on(agree(seed));
+    agree(fastrand::u64(..), Backend::Sqlite);
+}
+
+#[test]
+fn nats_answers_as_memory_does_on_a_fixed_seed() {
+    agree(3, Backend::Nats);
+}
+
+#[test]
+fn nats_answers_as_memory_does_on_a_new_seed() {
+    agree(fastrand::u64(..), Backend::Nats);
+}
+
+#[test]
+fn the_oldest_nats_server_answers_as_memory_does() {
+    agree(fastrand::u64(..), Backend::NatsOldest);
 }

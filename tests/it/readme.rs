@@ -21,7 +21,7 @@ fn blocks(document: &str) -> Vec<(&str, String)> {
 fn every_request_of_the_readme_gets_the_answer_beside_it() {
     let blocks = blocks(include_str!("../../README.md"));
     let mut asked = 0;
-    for backend in Backend::ALL {
+    for backend in Backend::all() {
         let api = Api::new(backend);
         runtime().block_on(async {
             for pair in blocks.windows(2) {
@@ -39,6 +39,6 @@ fn every_request_of_the_readme_gets_the_answer_beside_it() {
         });
     }
     let written = blocks.iter().filter(|(kind, _)| *kind == "graphql").count();
-    assert_eq!(asked, written * Backend::ALL.len());
+    assert_eq!(asked, written * Backend::all().len());
     assert!(written >= 7, "{written}");
 }

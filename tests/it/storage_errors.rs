@@ -219,11 +219,8 @@ fn small_stores() -> Vec<Api> {
     config.bytes_max = Some(256 << 10);
     let sqlite = SqliteStorage::open(&config).unwrap();
     vec![
-        Api::over(TestStorage {
-            storage: Arc::new(InMemoryStorage::with_bytes_max(256 << 10)),
-            folder: None,
-        }),
-        Api::over(TestStorage { storage: Arc::new(sqlite), folder: Some(folder) }),
+        Api::over(TestStorage::new(Arc::new(InMemoryStorage::with_bytes_max(256 << 10)))),
+        Api::over(TestStorage { folder: Some(folder), ..TestStorage::new(Arc::new(sqlite)) }),
     ]
 }
 
@@ -406,10 +403,7 @@ async fn failing(fault: Fault) -> (Arc<Faulty>, Api, String) {
         good_writes: 2,
         writes: AtomicUsize::new(0),
     });
-    let api = Api::over(TestStorage {
-        storage: Arc::clone(&storage) as Arc<dyn WorkflowStorage>,
-        folder: None,
-    });
+    let api = Api::over(TestStorage::new(Arc::clone(&storage) as Arc<dyn WorkflowStorage>));
     api.create_review("w").await;
     let token = api.create_token("w", json!({})).await;
     (storage, api, token)

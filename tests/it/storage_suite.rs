@@ -12,7 +12,9 @@ use circuit_breaker::storage::{
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{Backend, fired, new_token, now, review_workflow, runtime, workflow_id};
+use crate::support::{
+    Backend, fired, new_token, now, review_workflow, runtime, without_place_on_bus, workflow_id,
+};
 
 macro_rules! storage_suite {
     ($($case:ident)*) => {
@@ -21,6 +23,12 @@ macro_rules! storage_suite {
         }
         mod sqlite {
             $(#[test] fn $case() { super::run(super::Backend::Sqlite, super::$case); })*
+        }
+        mod nats {
+            $(#[test] fn $case() { super::run(super::Backend::Nats, super::$case); })*
+        }
+        mod nats_oldest {
+            $(#[test] fn $case() { super::run(super::Backend::NatsOldest, super::$case); })*
         }
     };
 }
@@ -51,6 +59,9 @@ storage_suite! {
 }
 
 fn run<F: Future<Output = ()>>(backend: Backend, case: impl FnOnce(Arc<dyn WorkflowStorage>) -> F) {
+    if !backend.is_here() {
+        return;
+    }
     let store = backend.open();
     runtime().block_on(async {
         case(Arc::clone(&store.storage)).await;
@@ -124,7 +135,7 @@ async fn an_unknown_thing_is_none_and_no_error(storage: Arc<dyn WorkflowStorage>
 async fn a_token_is_stored_once_and_comes_back(storage: Arc<dyn WorkflowStorage>) {
     let change = new_token(&review_workflow("w"), json!({"n": 1}));
     let stored = storage.insert_token(change.clone()).await.unwrap();
-    assert_eq!(*stored.token, change.token);
+    assert_eq!(without_place_on_bus(&stored.token), change.token);
     let id = change.token.id;
     assert_eq!(storage.load_token(id, None).await.unwrap().as_ref(), Some(&stored));
     assert_eq!(
@@ -151,7 +162,7 @@ async fn a_commit_replaces_the_token_and_appends_its_events(storage: Arc<dyn Wor
     let stored = created(&*storage, "w").await;
     let change = fired(&review_workflow("w"), &stored, "submit");
     let after = storage.commit(stored.revision, change.clone()).await.unwrap();
-    assert_eq!(*after.token, change.token);
+    assert_eq!(without_place_on_bus(&after.token), change.token);
     assert!(after.revision > stored.revision);
     assert_eq!(storage.load_token(stored.token.id, None).await.unwrap(), Some(after.clone()));
     let done = moved(&*storage, &after, "finish").await;

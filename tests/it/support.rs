@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use async_graphql::Request;
 use circuit_breaker::domain::{
-    Change, MoveRequest, NewToken, TransitionDraft, Workflow, WorkflowDefinition, WorkflowDraft,
-    WorkflowId,
+    Change, MoveRequest, NewToken, Token, TransitionDraft, Workflow, WorkflowDefinition,
+    WorkflowDraft, WorkflowId,
 };
 use circuit_breaker::graphql::CircuitBreakerSchema;
 use circuit_breaker::storage::{PageLimit, StoredEvent, StoredToken, TokenScope, WorkflowStorage};
@@ -18,11 +18,13 @@ use circuit_breaker::{
 };
 use serde_json::{Value, json};
 
+use crate::nats_server::{self, NatsServer};
+
 /// Makes a test of each function of the module `case`: it gets an [`Api`] over each backend in turn.
 macro_rules! on_every_backend {
     ($($case:ident)*) => {
         $(#[test] fn $case() {
-            for backend in crate::support::Backend::ALL {
+            for backend in crate::support::Backend::all() {
                 let api = crate::support::Api::new(backend);
                 crate::support::runtime().block_on(case::$case(api));
             }
@@ -36,20 +38,36 @@ pub(crate) use on_every_backend;
 pub enum Backend {
     Memory,
     Sqlite,
+    Nats,
+    /// On the oldest nats-server that the product works with.
+    NatsOldest,
 }
 
 impl Backend {
-    pub const ALL: [Backend; 2] = [Backend::Memory, Backend::Sqlite];
+    /// Those that can be tested here: without a nats-server all but one.
+    pub fn all() -> Vec<Backend> {
+        let mut all = vec![Backend::Memory, Backend::Sqlite];
+        all.extend(nats_server::binary().map(|_| Backend::Nats));
+        all
+    }
+
+    pub fn is_here(self) -> bool {
+        self == Backend::NatsOldest && nats_server::oldest_binary().is_some()
+            || Backend::all().contains(&self)
+    }
 
     pub fn open(self) -> TestStorage {
         match self {
-            Backend::Memory => {
-                TestStorage { storage: Arc::new(InMemoryStorage::new()), folder: None }
-            }
+            Backend::Memory => TestStorage::new(Arc::new(InMemoryStorage::new())),
             Backend::Sqlite => {
                 let folder = tempfile::tempdir().unwrap();
                 let storage = open_sqlite(&folder.path().join("test.db"));
-                TestStorage { storage, folder: Some(folder) }
+                TestStorage { folder: Some(folder), ..TestStorage::new(storage) }
+            }
+            Backend::Nats => TestStorage::on(NatsServer::start().expect("see is_here")),
+            Backend::NatsOldest => {
+                let binary = nats_server::oldest_binary().expect("see is_here");
+                TestStorage::on(NatsServer::with(binary, &["-js"]))
             }
         }
     }
@@ -59,10 +77,38 @@ pub fn open_sqlite(path: &Path) -> Arc<SqliteStorage> {
     Arc::new(SqliteStorage::open(&SqliteStorageConfig::new(path)).unwrap())
 }
 
-/// A store that is gone, with its files, when the test ends.
+/// A store that is gone, with its files and servers, when the test ends.
 pub struct TestStorage {
     pub storage: Arc<dyn WorkflowStorage>,
     pub folder: Option<tempfile::TempDir>,
+    pub nats: Option<NatsServer>,
+    /// Where the tasks of a store run that has some; it ends with the store.
+    pub _runtime: Option<BackgroundRuntime>,
+}
+
+pub struct BackgroundRuntime(Option<tokio::runtime::Runtime>);
+
+impl TestStorage {
+    pub fn new(storage: Arc<dyn WorkflowStorage>) -> Self {
+        Self { storage, folder: None, nats: None, _runtime: None }
+    }
+
+    /// A store on a nats-server that is there already.
+    pub fn on(server: NatsServer) -> Self {
+        let runtime = runtime();
+        let storage = runtime.block_on(server.open());
+        let _runtime = Some(BackgroundRuntime(Some(runtime)));
+        Self { nats: Some(server), _runtime, ..Self::new(Arc::new(storage)) }
+    }
+}
+
+impl Drop for BackgroundRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Also where a test drops it in a task, which must not block.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 pub fn runtime() -> tokio::runtime::Runtime {
@@ -121,6 +167,14 @@ pub fn move_request(transition: &str) -> MoveRequest {
         triggered_by: None,
         expected_version: None,
     }
+}
+
+/// The token as the domain knows it; where it stands on the bus, only the bus knows.
+pub fn without_place_on_bus(token: &Token) -> Token {
+    let mut token = token.clone();
+    (token.nats_sequence, token.nats_timestamp, token.nats_subject) = (None, None, None);
+    token.transition_history.iter_mut().for_each(|record| record.nats_sequence = None);
+    token
 }
 
 pub fn workflow_id(id: &str) -> WorkflowId {

@@ -1,0 +1,153 @@
+//! The JetStream API: requests and answers in JSON.
+
+use std::time::Duration;
+
+use async_nats::Message;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::link::{Link, LinkError};
+use super::names::STREAM;
+
+/// Time that nats-server has for one answer; it usually takes a fraction of a millisecond.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Error codes of nats-server (`server/errors.json` there).
+pub mod code {
+    pub const INSUFFICIENT_RESOURCES: u64 = 10_023;
+    pub const NO_MESSAGE: u64 = 10_037;
+    pub const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;
+    pub const STREAM_IN_USE: u64 = 10_058;
+    pub const STREAM_NOT_FOUND: u64 = 10_059;
+    pub const SUBJECTS_OVERLAP: u64 = 10_065;
+    pub const WRONG_LAST_SEQUENCE: u64 = 10_071;
+    pub const REPLICAS_NOT_SUPPORTED: u64 = 10_074;
+    pub const NOT_ENABLED: u64 = 10_076;
+    pub const STORE_FAILED: u64 = 10_077;
+    pub const WRITE_UNDER_WAY: u64 = 10_164;
+}
+
+/// Why the API did not do what it was asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ApiError {
+    /// No answer.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The server refused.
+    #[error("{description} (error code {err_code})")]
+    Refused {
+        /// nats-server's code for it.
+        err_code: u64,
+        /// nats-server's words.
+        description: String,
+    },
+    /// The answer is not what the API promises.
+    #[error("an answer that cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl ApiError {
+    /// Whether the server refused with this code.
+    pub fn is(&self, code: u64) -> bool {
+        matches!(self, ApiError::Refused { err_code, .. } if *err_code == code)
+    }
+}
+
+/// Asks the JetStream API; `subject` is what follows `$JS.API.`.
+pub async fn ask(link: &Link, subject: &str, request: &Value) -> Result<Value, ApiError> {
+    parse(&ask_raw(link, subject, request).await?.payload)
+}
+
+/// The same, with the answer as it came.
+pub async fn ask_raw(link: &Link, subject: &str, request: &Value) -> Result<Message, LinkError> {
+    let payload = if request.is_null() { Bytes::new() } else { request.to_string().into() };
+    link.request(format!("$JS.API.{subject}"), None, payload, ANSWER_WAIT).await
+}
+
+/// The answer as JSON, or the error in it.
+pub fn parse(payload: &[u8]) -> Result<Value, ApiError> {
+    match parse_error(payload) {
+        None => serde_json::from_slice(payload).map_err(|e| ApiError::Unreadable(e.to_string())),
+        Some(error) => Err(error),
+    }
+}
+
+/// The error that an answer holds, if it holds one.
+pub fn parse_error(payload: &[u8]) -> Option<ApiError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        error: Option<Refusal>,
+    }
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(default)]
+        err_code: u64,
+        #[serde(default)]
+        description: String,
+    }
+    match serde_json::from_slice::<Answer>(payload) {
+        Ok(Answer { error: None }) => None,
+        Ok(Answer { error: Some(Refusal { err_code, description }) }) => {
+            Some(ApiError::Refused { err_code, description })
+        }
+        Err(error) => Some(ApiError::Unreadable(error.to_string())),
+    }
+}
+
+/// What the stream holds and how it does.
+#[derive(Debug, Clone, Default)]
+pub struct StreamState {
+    pub messages: u64,
+    pub bytes: u64,
+    pub first_sequence: u64,
+    pub last_sequence: u64,
+    pub subjects: u64,
+    /// The configured limits; none where there is no limit.
+    pub messages_max: Option<u64>,
+    pub bytes_max: Option<u64>,
+    pub replicas: u64,
+    pub leader: Option<String>,
+    /// Replicas other than the leader, with what is wrong with each, if something is.
+    pub peers: Vec<(String, Option<String>)>,
+}
+
+/// Looks at the stream.
+pub async fn stream_state(link: &Link) -> Result<StreamState, ApiError> {
+    let info = ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await?;
+    Ok(StreamState::read(&info))
+}
+
+impl StreamState {
+    pub fn read(info: &Value) -> Self {
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let limit = |value: &Value| value.as_i64().and_then(|n| u64::try_from(n).ok());
+        let (state, config) = (&info["state"], &info["config"]);
+        let peers = info["cluster"]["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Self {
+            messages: number(&state["messages"]),
+            bytes: number(&state["bytes"]),
+            first_sequence: number(&state["first_seq"]),
+            last_sequence: number(&state["last_seq"]),
+            subjects: number(&state["num_subjects"]),
+            messages_max: limit(&config["max_msgs"]),
+            bytes_max: limit(&config["max_bytes"]),
+            replicas: number(&config["num_replicas"]).max(1),
+            leader: info["cluster"]["leader"].as_str().map(str::to_owned),
+            peers: peers.iter().map(peer).collect(),
+        }
+    }
+}
+
+fn peer(peer: &Value) -> (String, Option<String>) {
+    let name = peer["name"].as_str().unwrap_or("?").to_owned();
+    let lag = peer["lag"].as_u64().unwrap_or(0);
+    let wrong = if peer["offline"] == true {
+        Some("is offline".to_owned())
+    } else if peer["current"] == false {
+        Some(format!("is not current, {lag} messages behind"))
+    } else {
+        None
+    };
+    (name, wrong)
+}

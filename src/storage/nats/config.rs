@@ -1,0 +1,199 @@
+//! How to reach the bus and how much to keep there.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the store is and how much it may keep. The fields are those of the product's NATS guide;
+/// [`NATSStorageOptions`] has the rest.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NATSStorageConfig {
+    /// Servers to try, such as `nats://localhost:4222`; `tls://` asks for TLS, and user and password
+    /// may stand before the host. At least one.
+    pub nats_urls: Vec<String>,
+    /// Messages that the stream may hold; at least 100. A workflow takes two, a token two and each
+    /// of its moves one. History goes first.
+    pub default_max_messages: i64,
+    /// Bytes that the stream may hold; at least 1 MiB.
+    pub default_max_bytes: i64,
+    /// How long events and completed tokens are kept; at least a second. Nothing live ever ages.
+    pub default_max_age: Duration,
+    /// The most time that one list or one walk through a token's history takes.
+    pub consumer_timeout: Duration,
+    /// How often a read that got no answer is asked, at least once.
+    pub max_deliver: i64,
+    /// The most time that one attempt to connect takes.
+    pub connection_timeout: Duration,
+    /// Bytes of writes that may wait for the store, such as while the connection is being made
+    /// anew. What comes on top is refused with `STORAGE_UNAVAILABLE`.
+    pub reconnect_buffer_size: usize,
+}
+
+impl Default for NATSStorageConfig {
+    /// A server on this machine, a million messages, 1 GiB, seven days.
+    fn default() -> Self {
+        Self {
+            nats_urls: vec!["nats://localhost:4222".to_owned()],
+            default_max_messages: 1_000_000,
+            default_max_bytes: 1 << 30,
+            default_max_age: Duration::from_secs(7 * 24 * 60 * 60),
+            consumer_timeout: Duration::from_secs(5),
+            max_deliver: 3,
+            connection_timeout: Duration::from_secs(10),
+            reconnect_buffer_size: 4 << 20,
+        }
+    }
+}
+
+impl fmt::Debug for NATSStorageConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NATSStorageConfig")
+            .field("nats_urls", &shown_urls(&self.nats_urls))
+            .field("default_max_messages", &self.default_max_messages)
+            .field("default_max_bytes", &self.default_max_bytes)
+            .field("default_max_age", &self.default_max_age)
+            .field("consumer_timeout", &self.consumer_timeout)
+            .field("max_deliver", &self.max_deliver)
+            .field("connection_timeout", &self.connection_timeout)
+            .field("reconnect_buffer_size", &self.reconnect_buffer_size)
+            .finish()
+    }
+}
+
+/// What the guide's configuration has no field for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NATSStorageOptions {
+    /// Copies of the stream in a cluster, 1 to 5; with 3, any one server may be lost.
+    pub replicas: usize,
+    /// A file of credentials, as `nsc` makes them.
+    pub credentials_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust beside those of the system.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Certificate and key (PEM) to show to the server.
+    pub tls_client_files: Option<(PathBuf, PathBuf)>,
+    /// How often the store is looked at and, while it cannot be reached, the log says so.
+    pub health_check_interval: Duration,
+}
+
+impl NATSStorageOptions {
+    /// One copy, no credentials, the system's certificates, a look every 30 s.
+    pub fn new() -> Self {
+        Self {
+            replicas: 1,
+            credentials_file: None,
+            tls_ca_file: None,
+            tls_client_files: None,
+            health_check_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for NATSStorageOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A configuration that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {rule}")]
+pub struct NATSConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What it must be, and what it is.
+    pub rule: String,
+}
+
+/// Messages below which a stream cannot do its work: what is reserved for moves must fit in.
+const MAX_MESSAGES_MIN: i64 = 100;
+/// Bytes below which a stream cannot do its work.
+const MAX_BYTES_MIN: i64 = 1 << 20;
+
+impl NATSStorageConfig {
+    /// Checks every field; what is wrong never reaches the bus.
+    pub fn check(&self, options: &NATSStorageOptions) -> Result<(), NATSConfigError> {
+        let wrong = |field, rule: String| Err(NATSConfigError { field, rule });
+        if self.nats_urls.is_empty() {
+            return wrong("nats_urls", "name at least one server".to_owned());
+        }
+        for url in &self.nats_urls {
+            let scheme = url.split_once("://").map_or("nats", |(scheme, _)| scheme);
+            let parsed = url.parse::<async_nats::ServerAddr>();
+            let no_host = parsed.as_ref().map_or(true, |address| address.host().is_empty());
+            if !matches!(scheme, "nats" | "tls") || no_host {
+                let rule = format!(
+                    "{} is not an address such as nats://localhost:4222 or tls://nats.example.com",
+                    shown_url(url)
+                );
+                return wrong("nats_urls", rule);
+            }
+        }
+        let least = |field, is: i64, least: i64| {
+            let rule = format!("at least {least} is needed, not {is}");
+            if is < least { Err(NATSConfigError { field, rule }) } else { Ok(()) }
+        };
+        least("default_max_messages", self.default_max_messages, MAX_MESSAGES_MIN)?;
+        least("default_max_bytes", self.default_max_bytes, MAX_BYTES_MIN)?;
+        least("max_deliver", self.max_deliver, 1)?;
+        let whole_seconds = |field, is: Duration| {
+            let rule = format!("at least 1 second is needed, not {is:?}");
+            if is.as_secs() < 1 { Err(NATSConfigError { field, rule }) } else { Ok(()) }
+        };
+        whole_seconds("default_max_age", self.default_max_age)?;
+        whole_seconds("consumer_timeout", self.consumer_timeout)?;
+        whole_seconds("connection_timeout", self.connection_timeout)?;
+        whole_seconds("health_check_interval", options.health_check_interval)?;
+        if !(1..=5).contains(&options.replicas) {
+            return wrong("replicas", format!("use 1 to 5, not {}", options.replicas));
+        }
+        Ok(())
+    }
+}
+
+/// Addresses as logs and messages may show them, without user and password.
+pub fn shown_urls(urls: &[String]) -> String {
+    urls.iter().map(|url| shown_url(url)).collect::<Vec<_>>().join(",")
+}
+
+fn shown_url(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("{scheme}://{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        let config = NATSStorageConfig {
+            nats_urls: vec!["nats://me:se@cret@host:4222".to_owned()],
+            ..NATSStorageConfig::default()
+        };
+        let shown = format!("{config:?}");
+        assert!(shown.contains("nats://host:4222") && !shown.contains("cret"), "{shown}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        let good = NATSStorageConfig::default();
+        assert_eq!(good.check(&NATSStorageOptions::new()), Ok(()));
+        let with = |change: fn(&mut NATSStorageConfig)| {
+            let mut config = good.clone();
+            change(&mut config);
+            config.check(&NATSStorageOptions::new()).unwrap_err().field
+        };
+        assert_eq!(with(|c| c.nats_urls.clear()), "nats_urls");
+        assert_eq!(with(|c| c.nats_urls[0] = "http://x".to_owned()), "nats_urls");
+        assert_eq!(with(|c| c.nats_urls[0] = "nats://".to_owned()), "nats_urls");
+        assert_eq!(with(|c| c.default_max_messages = 0), "default_max_messages");
+        assert_eq!(with(|c| c.default_max_bytes = -1), "default_max_bytes");
+        assert_eq!(with(|c| c.default_max_age = Duration::ZERO), "default_max_age");
+        assert_eq!(with(|c| c.consumer_timeout = Duration::ZERO), "consumer_timeout");
+        assert_eq!(with(|c| c.connection_timeout = Duration::ZERO), "connection_timeout");
+        assert_eq!(with(|c| c.max_deliver = 0), "max_deliver");
+        let many = NATSStorageOptions { replicas: 6, ..NATSStorageOptions::new() };
+        assert_eq!(good.check(&many).unwrap_err().field, "replicas");
+    }
+}

@@ -1,0 +1,183 @@
+//! How the store does.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::NATSStorage;
+use super::api::{self, StreamState};
+use crate::storage::{StorageError, StorageHealth};
+
+/// How long a broken connection counts as being mended.
+pub const RECONNECTING_MAX: Duration = Duration::from_secs(5);
+
+/// How a store does, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthStatus {
+    /// Reads and writes work.
+    Healthy,
+    /// It works, but something needs a look: the connection is being made anew, a replica is
+    /// missing, or the stream is full.
+    Degraded,
+    /// It does not work.
+    Unhealthy,
+}
+
+/// How the connection to the bus stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionStatus {
+    /// It stands.
+    Connected,
+    /// It broke a moment ago and is being made anew.
+    Reconnecting,
+    /// There is none.
+    Disconnected,
+}
+
+/// Figures of a store, for monitoring.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NATSMetrics {
+    /// Messages in the stream: tokens, definitions and history.
+    pub stream_message_count: u64,
+    /// How long the write that was taken up last had waited for its turn.
+    pub consumer_lag: Duration,
+    /// How the connection stands.
+    pub connection_status: ConnectionStatus,
+    /// The part of the writes since the start that failed for want of the store, 0 to 1. Lost
+    /// races and refused input do not count.
+    pub error_rate: f64,
+}
+
+/// How the store does, in a word.
+pub async fn nats_health_check(nats_storage: &NATSStorage) -> HealthStatus {
+    match nats_storage.health_check().await {
+        Ok(true) => HealthStatus::Healthy,
+        Ok(false) => HealthStatus::Degraded,
+        Err(_) => HealthStatus::Unhealthy,
+    }
+}
+
+impl NATSStorage {
+    /// Looks whether reads and writes would work now: `true` if all is well, `false` if it works
+    /// but something needs a look, an error if it does not.
+    pub async fn health_check(&self) -> Result<bool, StorageError> {
+        match self.look().await {
+            StorageHealth::Healthy => Ok(true),
+            StorageHealth::Degraded(_) => Ok(false),
+            StorageHealth::Unhealthy(reason) => Err(StorageError::Unavailable { reason }),
+        }
+    }
+
+    /// Figures as they are now. [`StorageError::Unavailable`] if the stream cannot be asked.
+    pub async fn metrics(&self) -> Result<NATSMetrics, StorageError> {
+        let state = api::stream_state(&self.link).await?;
+        Ok(NATSMetrics {
+            stream_message_count: state.messages,
+            consumer_lag: self.meter.lag(),
+            connection_status: self.connection_status(),
+            error_rate: self.meter.error_rate(),
+        })
+    }
+
+    /// How the connection stands.
+    pub fn connection_status(&self) -> ConnectionStatus {
+        if self.link.is_connected() {
+            return ConnectionStatus::Connected;
+        }
+        match self.meter.disconnected_since() {
+            Some(since) if since.elapsed() < RECONNECTING_MAX => ConnectionStatus::Reconnecting,
+            _ => ConnectionStatus::Disconnected,
+        }
+    }
+
+    pub(super) async fn look(&self) -> StorageHealth {
+        if let Err(error) = self.usable() {
+            return StorageHealth::Unhealthy(error.to_string());
+        }
+        let urls = self.link.urls();
+        match self.connection_status() {
+            ConnectionStatus::Connected => {}
+            ConnectionStatus::Reconnecting => {
+                return StorageHealth::Degraded(format!("reconnecting to {urls}"));
+            }
+            ConnectionStatus::Disconnected => {
+                return StorageHealth::Unhealthy(format!("no connection to {urls}"));
+            }
+        }
+        match api::stream_state(&self.link).await {
+            Ok(state) => {
+                self.reader.set_placement(&state);
+                judge(&state, self.retention.full())
+            }
+            Err(error) => StorageHealth::Unhealthy(error.to_string()),
+        }
+    }
+}
+
+fn judge(state: &StreamState, full: Option<String>) -> StorageHealth {
+    if state.replicas > 1 && state.leader.is_none() {
+        return StorageHealth::Unhealthy("the stream has no leader".to_owned());
+    }
+    let mut wrong: Vec<String> = state
+        .peers
+        .iter()
+        .filter_map(|(name, wrong)| Some(format!("replica {name} {}", wrong.as_ref()?)))
+        .collect();
+    let copies = 1 + state.peers.len() as u64;
+    if copies < state.replicas {
+        wrong.push(format!("{copies} of {} replicas are there", state.replicas));
+    }
+    wrong.extend(full);
+    if wrong.is_empty() {
+        StorageHealth::Healthy
+    } else {
+        StorageHealth::Degraded(wrong.join("; "))
+    }
+}
+
+/// Counts what [`NATSMetrics`] tells.
+#[derive(Debug, Default)]
+pub struct Meter {
+    writes: std::sync::atomic::AtomicU64,
+    failed: std::sync::atomic::AtomicU64,
+    lag_micros: std::sync::atomic::AtomicU64,
+    disconnected: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Meter {
+    pub fn wrote<T>(&self, outcome: &Result<T, StorageError>) {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.writes.fetch_add(1, Relaxed);
+        let failed = matches!(
+            outcome,
+            Err(StorageError::Unavailable { .. }
+                | StorageError::OutcomeUnknown { .. }
+                | StorageError::Corrupt { .. })
+        );
+        self.failed.fetch_add(u64::from(failed), Relaxed);
+    }
+
+    pub fn waited(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.lag_micros.store(micros, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn set_connected(&self, connected: bool) {
+        let mut since = self.disconnected.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *since = if connected { None } else { since.or_else(|| Some(Instant::now())) };
+    }
+
+    fn disconnected_since(&self) -> Option<Instant> {
+        *self.disconnected.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn lag(&self) -> Duration {
+        Duration::from_micros(self.lag_micros.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn error_rate(&self) -> f64 {
+        use std::sync::atomic::Ordering::Relaxed;
+        let writes = self.writes.load(Relaxed);
+        if writes == 0 { 0.0 } else { self.failed.load(Relaxed) as f64 / writes as f64 }
+    }
+}

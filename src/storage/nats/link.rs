@@ -1,0 +1,323 @@
+//! The connection: requests that end, and who knows whether it stands.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::config::{NATSStorageConfig, NATSStorageOptions, shown_urls};
+
+/// Time that a request waits for a connection that is being made anew.
+pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(3);
+
+/// How often who waits for the connection looks at it, in case an event was lost.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+/// The most time between two attempts to connect.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often the client asks a silent server whether it is there; after the second question
+/// without an answer the connection counts as lost.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Commands that wait for the task that writes to the connection.
+const COMMANDS_MAX: usize = 4_096;
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// Nothing of it was handed to the connection.
+    #[error("{0}")]
+    NotSent(String),
+    /// It may have reached the server or may yet reach it.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// The server says that nobody takes such requests now.
+    #[error("nobody answers {0} at the moment")]
+    NoResponders(String),
+}
+
+/// One connection to the bus, made anew for as long as it takes whenever it breaks.
+pub struct Link {
+    client: Client,
+    urls: String,
+    inbox: String,
+    waiters: Arc<Waiters>,
+    changes: watch::Receiver<u64>,
+    dispatcher: JoinHandle<()>,
+}
+
+/// Requests under way, by the last part of the subject that their answers go to.
+///
+/// The client has such a table of its own, but keeps what was never answered for ever.
+#[derive(Default)]
+struct Waiters {
+    replies: Mutex<HashMap<u64, mpsc::Sender<Message>>>,
+    next: AtomicU64,
+    /// What the server said last that was not an answer, such as a refused permission.
+    complaint: Mutex<Option<String>>,
+}
+
+impl Waiters {
+    fn replies(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Message>>> {
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complaint(&self) -> MutexGuard<'_, Option<String>> {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliver(&self, token: &str, message: Message) {
+        let Ok(id) = token.parse::<u64>() else { return };
+        if let Some(replies) = self.replies().get(&id) {
+            // Nobody asks for more messages than the channel has room for; who sends more all the
+            // same loses them, and the reader sees that the end is missing.
+            drop(replies.try_send(message));
+        }
+    }
+}
+
+/// The answers to one request.
+pub struct Replies {
+    id: u64,
+    messages: mpsc::Receiver<Message>,
+    waiters: Arc<Waiters>,
+    subject: String,
+    deadline: Instant,
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        self.waiters.replies().remove(&self.id);
+    }
+}
+
+impl Replies {
+    /// The next answer.
+    pub async fn next(&mut self) -> Result<Message, LinkError> {
+        match timeout_at(self.deadline, self.messages.recv()).await {
+            Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+                Err(LinkError::NoResponders(self.subject.clone()))
+            }
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(LinkError::NoAnswer("the connection broke".to_owned())),
+            Err(_) => {
+                let said = self.waiters.complaint().clone();
+                let said = said.map_or_else(String::new, |said| format!(" (it said: {said})"));
+                Err(LinkError::NoAnswer(format!("nats-server did not answer in time{said}")))
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Begins to connect and returns at once.
+    pub async fn start(
+        config: &NATSStorageConfig,
+        options: &NATSStorageOptions,
+    ) -> Result<Self, String> {
+        let urls = shown_urls(&config.nats_urls);
+        let addresses: Vec<async_nats::ServerAddr> = config
+            .nats_urls
+            .iter()
+            .map(|url| url.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("{urls}: {error}"))?;
+        let waiters = Arc::new(Waiters::default());
+        let (changed, changes) = watch::channel(0);
+        let connect = connect_options(config, options)
+            .await?
+            .event_callback(callback(Arc::clone(&waiters), changed));
+        let client = connect.connect(addresses).await.map_err(|e| format!("{urls}: {e}"))?;
+        let inbox = client.new_inbox();
+        let mut answers = client
+            .subscribe(format!("{inbox}.*"))
+            .await
+            .map_err(|error| format!("{urls}: {error}"))?;
+        let (shared, prefix) = (Arc::clone(&waiters), inbox.len() + 1);
+        let dispatcher = tokio::spawn(async move {
+            while let Some(message) = answers.next().await {
+                let subject = message.subject.clone();
+                shared.deliver(subject.get(prefix..).unwrap_or_default(), message);
+            }
+        });
+        Ok(Self { client, urls, inbox, waiters, changes, dispatcher })
+    }
+
+    /// The servers, as messages may show them.
+    pub fn urls(&self) -> &str {
+        &self.urls
+    }
+
+    /// Whether the connection stands now.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// What the server that it stands to says of itself.
+    pub fn server(&self) -> Option<async_nats::ServerInfo> {
+        self.client.try_server_info()
+    }
+
+    /// A number that changes whenever the connection breaks or stands again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Waits until the connection stands.
+    pub async fn connected(&self, deadline: Instant) -> Result<(), LinkError> {
+        let mut changes = self.changes.clone();
+        while !self.is_connected() {
+            if Instant::now() >= deadline {
+                let said = self.waiters.complaint().clone();
+                let said = said.map_or_else(String::new, |said| format!(": {said}"));
+                let reason = format!("no connection to {}{said}", self.urls);
+                return Err(LinkError::NotSent(reason));
+            }
+            // Whether it changed or time passed, the loop looks.
+            drop(timeout(LOOK_PERIOD, changes.changed()).await);
+        }
+        Ok(())
+    }
+
+    /// Sends a request and gives its only answer.
+    pub async fn request(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<Message, LinkError> {
+        self.request_many(subject, headers, payload, 1, wait).await?.next().await
+    }
+
+    /// Sends a request that gets up to `answers_max` answers, all within `wait`.
+    pub async fn request_many(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        answers_max: usize,
+        wait: Duration,
+    ) -> Result<Replies, LinkError> {
+        let connect_by = Instant::now() + CONNECT_WAIT_MAX.min(wait);
+        self.connected(connect_by).await?;
+        let deadline = Instant::now() + wait;
+        let (sender, messages) = mpsc::channel(answers_max);
+        let id = self.waiters.next.fetch_add(1, Ordering::Relaxed);
+        self.waiters.replies().insert(id, sender);
+        // From here on dropping it takes it out again.
+        let waiters = Arc::clone(&self.waiters);
+        let replies = Replies { id, messages, waiters, subject: subject.clone(), deadline };
+        let reply = format!("{}.{id}", self.inbox);
+        match headers {
+            Some(headers) => {
+                let sent =
+                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+                handed_over(deadline, sent).await?;
+            }
+            None => {
+                let sent = self.client.publish_with_reply(subject, reply, payload);
+                handed_over(deadline, sent).await?;
+            }
+        }
+        Ok(replies)
+    }
+
+    /// Sends a message that nobody answers.
+    pub async fn publish(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<(), LinkError> {
+        let sent = self.client.publish_with_headers(subject, headers, payload);
+        handed_over(deadline, sent).await
+    }
+
+    /// Lets go of the connection.
+    pub async fn close(&self) {
+        // It may be gone; what was accepted has had its answer.
+        drop(timeout(CONNECT_WAIT_MAX, self.client.drain()).await);
+        self.dispatcher.abort();
+        self.waiters.replies().clear();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.dispatcher.abort();
+    }
+}
+
+async fn handed_over<E: std::fmt::Display>(
+    deadline: Instant,
+    sent: impl Future<Output = Result<(), E>>,
+) -> Result<(), LinkError> {
+    match timeout_at(deadline, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(LinkError::NotSent(error.to_string())),
+        Err(_) => Err(LinkError::NotSent("the connection takes nothing more".to_owned())),
+    }
+}
+
+async fn connect_options(
+    config: &NATSStorageConfig,
+    options: &NATSStorageOptions,
+) -> Result<ConnectOptions, String> {
+    let mut connect = ConnectOptions::new()
+        .name("circuit-breaker")
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .connection_timeout(config.connection_timeout)
+        .ping_interval(PING_INTERVAL)
+        .client_capacity(COMMANDS_MAX)
+        .reconnect_delay_callback(|attempts| {
+            let pause = Duration::from_millis(25) * 2_u32.pow(attempts.min(6) as u32);
+            pause.min(RECONNECT_PAUSE_MAX)
+        });
+    if let Some(path) = &options.credentials_file {
+        connect = connect
+            .credentials_file(path)
+            .await
+            .map_err(|error| format!("credentials file {}: {error}", path.display()))?;
+    }
+    if let Some(path) = &options.tls_ca_file {
+        connect = connect.add_root_certificates(path.clone()).require_tls(true);
+    }
+    if let Some((certificate, key)) = &options.tls_client_files {
+        connect =
+            connect.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
+    }
+    Ok(connect)
+}
+
+type Noted = std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// Keeps track of what happens to the connection.
+fn callback(
+    waiters: Arc<Waiters>,
+    changed: watch::Sender<u64>,
+) -> impl Fn(Event) -> Noted + Send + Sync {
+    move |event| {
+        match event {
+            Event::Connected => *waiters.complaint() = None,
+            // Whatever was asked on the old connection is not answered on the new one.
+            Event::Disconnected | Event::Closed => waiters.replies().clear(),
+            Event::ServerError(error) => *waiters.complaint() = Some(error.to_string()),
+            Event::ClientError(error) => *waiters.complaint() = Some(error.to_string()),
+            Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {}
+        }
+        changed.send_modify(|number| *number += 1);
+        Box::pin(async {})
+    }
+}

@@ -1,0 +1,185 @@
+//! Lists: pages of tokens, events, moves and definitions, each at the cost of what it returns.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::codec::Stored;
+use super::history;
+use super::link::Link;
+use super::names;
+use super::read::{Reader, unavailable};
+use super::subjects;
+use crate::domain::{Token, WorkflowDefinition, WorkflowId};
+use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
+
+/// Definitions that are read at once.
+const DEFINITIONS_AT_ONCE: usize = 16;
+
+/// Messages asked for beyond the rows of a page: departures stand among the tokens for a second.
+const SLACK: usize = 16;
+
+/// Tokens on the subjects that match a filter, in the order of their messages.
+pub async fn tokens(
+    reader: &Reader,
+    filter: &str,
+    after: Option<Sequence>,
+    limit: PageLimit,
+    time_max: Duration,
+) -> Result<Page<StoredToken>, StorageError> {
+    let deadline = Instant::now() + time_max;
+    let mut next = first_after(after);
+    let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
+    // Where each token is in `rows`: one that moves between two runs is seen again.
+    let mut places: HashMap<Uuid, usize> = HashMap::new();
+    let (mut count, mut bytes) = (0_usize, 0_usize);
+    loop {
+        let wanted = limit.rows.saturating_sub(count).saturating_add(1 + SLACK);
+        let run = reader.tokens(filter, next, wanted, deadline).await?;
+        let Some(newest) = run.messages.last() else { break };
+        next = newest.sequence + 1;
+        for stored in run.messages.iter().filter(|stored| !stored.is_departure()) {
+            let token = stored.token()?;
+            let size = stored.payload.len();
+            if let Some(seen) = places.insert(token.token.id, rows.len())
+                && let Some((_, size)) = rows[seen].take()
+            {
+                (count, bytes) = (count - 1, bytes - size);
+            }
+            rows.push(Some((token, size)));
+            (count, bytes) = (count + 1, bytes + size);
+        }
+        if !run.more || count > limit.rows || (bytes > limit.bytes && count > 1) {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(unavailable("the list took too long; ask for fewer rows"));
+        }
+    }
+    Ok(Page::collect(rows.into_iter().flatten(), limit))
+}
+
+/// Events on the subjects that match a filter, in their order.
+pub async fn events(
+    reader: &Reader,
+    filter: &str,
+    after: Option<Sequence>,
+    limit: PageLimit,
+    time_max: Duration,
+) -> Result<Page<StoredEvent>, StorageError> {
+    let deadline = Instant::now() + time_max;
+    let mut next = first_after(after);
+    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    loop {
+        let wanted = limit.rows.saturating_sub(page.items.len()).saturating_add(1);
+        let run = reader.events(filter, next, wanted, deadline).await?;
+        let Some(newest) = run.messages.last() else { return Ok(page) };
+        next = newest.sequence + 1;
+        for stored in &run.messages {
+            if !page.has_room(stored.payload.len(), limit) {
+                page.more = true;
+                return Ok(page);
+            }
+            page.push(stored.event()?, stored.payload.len());
+        }
+        if !run.more {
+            return Ok(page);
+        }
+        if Instant::now() >= deadline {
+            return Err(unavailable("the list took too long; ask for fewer rows"));
+        }
+    }
+}
+
+/// The moves of a token, newest first, along the chain of its events.
+pub async fn moves(
+    reader: &Reader,
+    token: &Token,
+    before: Option<Sequence>,
+    limit: PageLimit,
+    time_max: Duration,
+) -> Result<Page<StoredEvent>, StorageError> {
+    let deadline = Instant::now() + time_max;
+    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let mut event = newest_before(reader, token, before).await?;
+    while let Some(stored) = event {
+        let read = stored.event()?;
+        if !history::is_move(read.event.kind) {
+            break;
+        }
+        // A cursor that is none of this token's events is only compared.
+        if before.is_none_or(|before| read.sequence < before) {
+            if !page.has_room(stored.payload.len(), limit) {
+                page.more = true;
+                break;
+            }
+            page.push(read, stored.payload.len());
+        }
+        if Instant::now() >= deadline {
+            return Err(unavailable("the history took too long; ask for fewer rows"));
+        }
+        event = history::event_before(reader, &stored).await?;
+    }
+    Ok(page)
+}
+
+async fn newest_before(
+    reader: &Reader,
+    token: &Token,
+    before: Option<Sequence>,
+) -> Result<Option<Stored>, StorageError> {
+    if let Some(before) = before
+        && let Some(stored) = reader.at(before.0).await?
+        && history::is_of(&stored, token.id)
+    {
+        return history::event_before(reader, &stored).await;
+    }
+    let subject = names::token_anywhere(&token.workflow_id, token.id);
+    match reader.last(&subject).await? {
+        Some(state) if !state.is_departure() => history::event_of(reader, state.sequence).await,
+        _ => Ok(None),
+    }
+}
+
+/// Definitions ordered by id, those after `after`.
+pub async fn workflows(
+    link: &Link,
+    reader: &Reader,
+    after: Option<&WorkflowId>,
+    limit: PageLimit,
+) -> Result<Page<WorkflowDefinition>, StorageError> {
+    let names = subjects::workflows(link).await?;
+    let first = after.map_or(0, |after| names.partition_point(|name| name <= after));
+    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let wanted = names.into_iter().skip(first).take(limit.rows.saturating_add(1));
+    let definition = |name: WorkflowId| async move { reader.definition(&name).await };
+    let mut found = stream::iter(wanted).map(definition).buffered(DEFINITIONS_AT_ONCE);
+    while let Some(definition) = found.try_next().await? {
+        // It was there a moment ago, and definitions stay.
+        let Some((definition, bytes)) = definition else { continue };
+        if !page.has_room(bytes, limit) {
+            page.more = true;
+            break;
+        }
+        page.push(definition, bytes);
+    }
+    Ok(page)
+}
+
+impl Reader {
+    /// A definition and its bytes.
+    pub async fn definition(
+        &self,
+        workflow: &WorkflowId,
+    ) -> Result<Option<(WorkflowDefinition, usize)>, StorageError> {
+        let stored = self.last(&names::definition(workflow)).await?;
+        stored.map(|stored| Ok((stored.definition()?, stored.payload.len()))).transpose()
+    }
+}
+
+fn first_after(after: Option<Sequence>) -> u64 {
+    after.map_or(1, |after| after.0.saturating_add(1))
+}

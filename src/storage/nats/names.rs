@@ -1,0 +1,180 @@
+//! Every name on the bus: stream, subjects, headers. `docs/storage-format.md` describes them.
+
+use uuid::Uuid;
+
+use crate::domain::{EventKind, PlaceId, WorkflowId, parse_token_id};
+
+/// The one stream.
+pub const STREAM: &str = "CIRCUIT_BREAKER_GLOBAL";
+
+/// What the stream takes in.
+pub const STREAM_SUBJECTS: [&str; 4] = [
+    ALL_DEFINITIONS,
+    ALL_TOKENS,
+    "cb.workflows.*.events.transitions",
+    "cb.workflows.*.events.lifecycle",
+];
+
+/// Where committed messages are published again, for who listens without a consumer.
+pub const REPUBLISH_SOURCE: &str = "cb.workflows.>";
+/// See [`REPUBLISH_SOURCE`].
+pub const REPUBLISH_DESTINATION: &str = "cb.live.>";
+
+/// The definitions of all workflows.
+pub const ALL_DEFINITIONS: &str = "cb.workflows.*.definition";
+/// The tokens of all workflows in all places.
+pub const ALL_TOKENS: &str = "cb.workflows.*.places.*.tokens.*";
+/// The events of all workflows.
+pub const ALL_EVENTS: &str = "cb.workflows.*.events.*";
+
+/// Headers of nats-server (its architecture decision records 8, 31, 43, 48 and 50).
+pub mod header {
+    pub const BATCH_ID: &str = "Nats-Batch-Id";
+    pub const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
+    pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
+    pub const EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+    pub const EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT: &str =
+        "Nats-Expected-Last-Subject-Sequence-Subject";
+    pub const ROLLUP: &str = "Nats-Rollup";
+    pub const TTL: &str = "Nats-TTL";
+    pub const SEQUENCE: &str = "Nats-Sequence";
+    pub const SUBJECT: &str = "Nats-Subject";
+    pub const TIME_STAMP: &str = "Nats-Time-Stamp";
+    /// Ours: the format of the payload; none means 1.
+    pub const FORMAT: &str = "Cb-Format";
+}
+
+/// The newest format of a payload that this program reads, and the one that it writes.
+pub const FORMAT: u32 = 1;
+
+/// The subject of a workflow's definition.
+pub fn definition(workflow: &WorkflowId) -> String {
+    format!("cb.workflows.{workflow}.definition")
+}
+
+/// The subject of a token in a place.
+pub fn token(workflow: &WorkflowId, place: &PlaceId, token: Uuid) -> String {
+    format!("cb.workflows.{workflow}.places.{place}.tokens.{token}")
+}
+
+/// A token in whatever place of a workflow.
+pub fn token_anywhere(workflow: &WorkflowId, token: Uuid) -> String {
+    format!("cb.workflows.{workflow}.places.*.tokens.{token}")
+}
+
+/// A token in whatever workflow.
+pub fn token_in_any_workflow(token: Uuid) -> String {
+    format!("cb.workflows.*.places.*.tokens.{token}")
+}
+
+/// All tokens of a workflow.
+pub fn tokens_of(workflow: &WorkflowId) -> String {
+    format!("cb.workflows.{workflow}.places.*.tokens.*")
+}
+
+/// All tokens in a place.
+pub fn tokens_in(workflow: &WorkflowId, place: &PlaceId) -> String {
+    format!("cb.workflows.{workflow}.places.{place}.tokens.*")
+}
+
+/// The events of a workflow.
+pub fn events_of(workflow: &WorkflowId) -> String {
+    format!("cb.workflows.{workflow}.events.*")
+}
+
+/// The subject of an event.
+pub fn event(workflow: &WorkflowId, kind: EventKind) -> String {
+    let stream = match kind {
+        EventKind::TokenTransitioned => "transitions",
+        EventKind::WorkflowCreated | EventKind::TokenCreated | EventKind::TokenCompleted => {
+            "lifecycle"
+        }
+    };
+    format!("cb.workflows.{workflow}.events.{stream}")
+}
+
+/// Whether a creation of this token may look for its id in its workflow alone: the id ends in the
+/// workflow's hash, as ids made here do.
+pub fn id_names_workflow(token: Uuid, workflow: &WorkflowId) -> bool {
+    id_hash(token) == crate::domain::workflow_hash(workflow)
+}
+
+/// The last 24 bits of a token id.
+pub fn id_hash(token: Uuid) -> u32 {
+    let [.., a, b, c] = token.into_bytes();
+    u32::from_be_bytes([0, a, b, c])
+}
+
+/// What a token's subject says.
+pub fn parse_token(subject: &str) -> Option<(WorkflowId, PlaceId, Uuid)> {
+    let mut parts = subject.split('.');
+    let mut next = |fixed: &str| parts.next().filter(|part| fixed.is_empty() || *part == fixed);
+    next("cb")?;
+    next("workflows")?;
+    let workflow = WorkflowId::parse(next("")?).ok()?;
+    next("places")?;
+    let place = PlaceId::parse(next("")?).ok()?;
+    next("tokens")?;
+    let token = parse_token_id(next("")?).ok()?;
+    parts.next().is_none().then_some((workflow, place, token))
+}
+
+/// The workflow of a definition's subject.
+pub fn parse_definition(subject: &str) -> Option<WorkflowId> {
+    let id = subject.strip_prefix("cb.workflows.")?.strip_suffix(".definition")?;
+    WorkflowId::parse(id).ok()
+}
+
+/// Whether a stream that takes in `pattern` takes in every subject that `wanted` matches.
+pub fn covers(pattern: &str, wanted: &str) -> bool {
+    let (mut pattern, mut wanted) = (pattern.split('.'), wanted.split('.'));
+    loop {
+        match (pattern.next(), wanted.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(part)) if part != ">" => {}
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::new_token_id;
+
+    #[test]
+    fn a_pattern_covers_what_it_matches_whole() {
+        for (pattern, wanted, covered) in [
+            ("cb.workflows.*.events.*", "cb.workflows.*.events.transitions", true),
+            ("cb.workflows.*.events.transitions", "cb.workflows.*.events.*", false),
+            ("cb.>", "cb.workflows.*.definition", true),
+            ("cb.workflows.*.definition", "cb.workflows.*.definition", true),
+            ("cb.workflows.x.definition", "cb.workflows.*.definition", false),
+            ("cb.*", "cb.>", false),
+            ("cb.>", "cb", false),
+            ("cb.workflows", "cb.workflows.a", false),
+        ] {
+            assert_eq!(covers(pattern, wanted), covered, "{pattern} {wanted}");
+        }
+    }
+
+    #[test]
+    fn subjects_are_read_as_they_are_written() {
+        let (w, p) = (WorkflowId::parse("w-1").unwrap(), PlaceId::parse("in_review").unwrap());
+        let id = Uuid::from_u128(7);
+        assert_eq!(parse_token(&token(&w, &p, id)), Some((w.clone(), p, id)));
+        assert_eq!(parse_definition(&definition(&w)), Some(w));
+        for wrong in ["cb.workflows.w.places.p.tokens", "cb.workflows.w.places.p.tokens.456", "x"] {
+            assert_eq!(parse_token(wrong), None);
+        }
+    }
+
+    #[test]
+    fn an_id_made_here_names_its_workflow() {
+        let workflow = WorkflowId::parse("document_review").unwrap();
+        let id = new_token_id(&workflow, chrono::DateTime::UNIX_EPOCH, [7; 10]);
+        assert!(id_names_workflow(id, &workflow));
+        assert!(!id_names_workflow(id, &WorkflowId::parse("other").unwrap()));
+    }
+}

@@ -1,0 +1,258 @@
+//! The messages of a place, or of several, oldest first, at the cost of what is returned.
+//!
+//! nats-server has three ways to list subjects with wildcards, and each is slow somewhere (measured
+//! with 1,000,000 tokens on 2.15.1):
+//! - `batch` counts what is pending first, 50 to 90 ms where the filter matches all of them;
+//! - `multi_last` looks at every subject that matches, 450 ms there, but is fast and one snapshot
+//!   where they are few; above 1,024 it refuses;
+//! - `next_by_subj` for one message takes 0.1 to 0.2 ms where matches are near one another, but goes
+//!   through everything in between where they are rare.
+//!
+//! So a list begins with `multi_last`, unless a sample says that there are many; then it asks for
+//! single messages, several at a time.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use async_nats::StatusCode;
+use quick_cache::sync::Cache;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::api::ANSWER_WAIT;
+use super::codec::{self, Stored};
+use super::names::{self, STREAM};
+use super::read::{self, Reader, Run, unavailable};
+use crate::storage::StorageError;
+
+/// Subjects that `multi_last` takes.
+const FEW_MAX: usize = 1_024;
+
+/// Subjects in the whole stream up to which `multi_last` is tried without a sample: what it costs
+/// to be refused stays below some milliseconds.
+const SMALL_STREAM: u64 = 20_000;
+
+/// Messages of a sample, from each of [`SAMPLE_PLACES`] places of the stream.
+const SAMPLE_MESSAGES: usize = 64;
+const SAMPLE_PLACES: u64 = 4;
+
+/// Matches in a sample from which on there are many.
+const SAMPLE_MANY: usize = 8;
+
+/// How long it is remembered that there are many.
+const MANY_FOR: Duration = Duration::from_secs(60);
+
+/// Single messages asked for at once.
+const AT_ONCE_MAX: usize = 64;
+
+/// Bytes of single messages asked for at once, as far as can be foreseen.
+const AT_ONCE_BYTES: usize = 8 << 20;
+
+/// Filters that something is remembered of.
+const HINTS_MAX: usize = 10_000;
+
+/// What is known of filters. It only says how to begin.
+pub struct Hints {
+    filters: Cache<String, Hint>,
+    subjects: Mutex<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Hint {
+    /// When many subjects matched.
+    many_at: Option<Instant>,
+    /// No message before this one matches, now or ever: what arrives later has a higher sequence.
+    floor: u64,
+}
+
+impl Hints {
+    pub fn new() -> Self {
+        Self { filters: Cache::new(HINTS_MAX), subjects: Mutex::new(0) }
+    }
+
+    /// Notes how many subjects the stream has.
+    pub fn set_subjects(&self, subjects: u64) {
+        *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) = subjects;
+    }
+
+    fn is_small(&self) -> bool {
+        *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) <= SMALL_STREAM
+    }
+
+    fn of(&self, filter: &str) -> Hint {
+        self.filters.get(filter).unwrap_or(Hint { many_at: None, floor: 0 })
+    }
+
+    fn many(&self, filter: &str) {
+        let floor = self.of(filter).floor;
+        self.filters.insert(filter.to_owned(), Hint { many_at: Some(Instant::now()), floor });
+    }
+
+    fn raise_floor(&self, filter: &str, floor: u64) {
+        let hint = self.of(filter);
+        if floor > hint.floor {
+            self.filters.insert(filter.to_owned(), Hint { floor, ..hint });
+        }
+    }
+}
+
+/// Token messages that match `filter`, from `start` on, about `limit` of them, departures included.
+pub async fn run(
+    reader: &Reader,
+    filter: &str,
+    start: u64,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Run, StorageError> {
+    if !reader.replica_is_near().await {
+        return reader.leader_run(filter, start, limit, deadline).await;
+    }
+    let hint = reader.hints.of(filter);
+    let many = match hint.many_at {
+        Some(at) if at.elapsed() < MANY_FOR => true,
+        _ => !reader.hints.is_small() && sample_has_many(reader, filter).await?,
+    };
+    if !many {
+        if let Some(run) = few(reader, filter, start, limit).await? {
+            return Ok(run);
+        }
+        reader.hints.many(filter);
+    } else if hint.many_at.is_none_or(|at| at.elapsed() >= MANY_FOR) {
+        reader.hints.many(filter);
+    }
+    singles(reader, filter, start, limit, deadline).await
+}
+
+/// All that match in one snapshot; none if there are too many.
+async fn few(
+    reader: &Reader,
+    filter: &str,
+    start: u64,
+    limit: usize,
+) -> Result<Option<Run>, StorageError> {
+    let request = json!({
+        "multi_last": [filter], "seq": start.max(1), "batch": limit, "max_bytes": read::RUN_BYTES_MAX,
+    });
+    match reader.batch(&request, limit.min(FEW_MAX)).await? {
+        Ok(run) => Ok(Some(run)),
+        Err((status, _)) if status.as_u16() == 413 => Ok(None),
+        // The same status says that a message is there but cannot be read.
+        Err((StatusCode::NOT_FOUND, Some(text))) if text == "No Results" => {
+            Ok(Some(Run::default()))
+        }
+        Err((status, description)) => Err(read::refused(status, description.as_deref())),
+    }
+}
+
+/// Whether a few messages from all over the stream say that many match.
+async fn sample_has_many(reader: &Reader, filter: &str) -> Result<bool, StorageError> {
+    let last = reader.last_sequence();
+    let mut found = 0;
+    for part in 0..SAMPLE_PLACES {
+        let start = last.saturating_sub(SAMPLE_MESSAGES as u64) * part / (SAMPLE_PLACES - 1);
+        let messages = reader.between(start.max(1), start + SAMPLE_MESSAGES as u64).await?;
+        found += messages.iter().filter(|stored| names::covers(filter, &stored.subject)).count();
+    }
+    Ok(found >= SAMPLE_MANY)
+}
+
+/// One answer to the question for the next match from a sequence on.
+struct Next {
+    from: u64,
+    found: Option<Stored>,
+}
+
+/// Message by message. Several are asked for at once, each from further on than the one before, by
+/// the distance that matches have had so far; an answer counts where no match can lie between it
+/// and the one before. nats-server takes the questions up in their order, so a token that moves
+/// meanwhile is found where it was or where it comes to.
+async fn singles(
+    reader: &Reader,
+    filter: &str,
+    start: u64,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Run, StorageError> {
+    let hint = reader.hints.of(filter);
+    let mut run = Run::default();
+    let mut position = start.max(hint.floor).max(1);
+    let from_floor = start <= hint.floor.max(1);
+    if position == 1 {
+        // A search from the very first message on looks at all subjects that match first.
+        if let Some(first) = reader.at(1).await?
+            && names::covers(filter, &first.subject)
+        {
+            run.messages.push(first);
+        }
+        position = 2;
+    }
+    let (mut distance, mut at_once, mut largest) = (1_u64, 1_usize, 1_024_usize);
+    while run.messages.len() < limit {
+        if Instant::now() >= deadline {
+            return Err(unavailable("the list took too long; ask for fewer rows"));
+        }
+        let wanted = at_once.min(limit - run.messages.len()).min(AT_ONCE_BYTES / largest).max(1);
+        let answers = ask(reader, filter, position, distance, wanted).await?;
+        let (asked, before, begin) = (answers.len(), run.messages.len(), position);
+        let mut ended = false;
+        for Next { from, found } in answers {
+            if from > position {
+                // Between the last match and this question there may be others.
+                break;
+            }
+            match found {
+                None => ended = true,
+                Some(found) if found.sequence >= position => {
+                    position = found.sequence + 1;
+                    largest = largest.max(found.payload.len());
+                    run.messages.push(found);
+                }
+                Some(_) => {}
+            }
+        }
+        if from_floor
+            && before == 0
+            && let Some(first) = run.messages.first()
+        {
+            reader.hints.raise_floor(filter, first.sequence);
+        }
+        if ended {
+            return Ok(run);
+        }
+        let found = (run.messages.len() - before).max(1);
+        distance = ((position - begin) / found as u64).max(1);
+        at_once =
+            if 2 * found >= asked { (2 * at_once).min(AT_ONCE_MAX) } else { (at_once / 2).max(1) };
+    }
+    run.more = true;
+    Ok(run)
+}
+
+async fn ask(
+    reader: &Reader,
+    filter: &str,
+    position: u64,
+    distance: u64,
+    count: usize,
+) -> Result<Vec<Next>, StorageError> {
+    let mut asked = Vec::with_capacity(count);
+    for n in 0..count as u64 {
+        let from = position + n * distance;
+        let request = codec::request(&json!({ "seq": from, "next_by_subj": filter }));
+        let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
+        let replies = reader.link.request_many(subject, None, request, 1, ANSWER_WAIT).await;
+        asked.push((from, replies.map_err(unavailable)?));
+    }
+    let mut answers = Vec::with_capacity(count);
+    for (from, mut replies) in asked {
+        let answer = replies.next().await.map_err(unavailable)?;
+        let found = match answer.status {
+            None | Some(StatusCode::OK) => Some(Stored::from_direct(answer)?),
+            Some(StatusCode::NOT_FOUND) => None,
+            Some(status) => return Err(read::refused(status, answer.description.as_deref())),
+        };
+        answers.push(Next { from, found });
+    }
+    Ok(answers)
+}

@@ -1,0 +1,226 @@
+//! nats-servers of the tests' own: each with its port and its store, gone when the test ends.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use circuit_breaker::{NATSStorage, NATSStorageConfig, NATSStorageOptions};
+
+/// Time for a nats-server to start or stop; it takes milliseconds, but machines can be busy.
+const PROCESS_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The oldest version that the product works with.
+pub const VERSION_MIN: &str = "2.14.4";
+
+/// The nats-server to test with, if there is one: `$NATS_SERVER`, else the one on the PATH.
+/// `./test` installs one and sets the variable, so that nothing is left out there.
+pub fn binary() -> Option<&'static Path> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOUND.get_or_init(find).as_deref()
+}
+
+/// The oldest nats-server that the product works with, where `./test` has installed it.
+pub fn oldest_binary() -> Option<&'static Path> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let path = PathBuf::from(std::env::var_os("NATS_SERVER_OLDEST")?);
+        assert_eq!(version(&path).as_deref(), Some(VERSION_MIN), "{}", path.display());
+        Some(path)
+    };
+    FOUND.get_or_init(find).as_deref()
+}
+
+#[allow(clippy::print_stderr)]
+fn find() -> Option<PathBuf> {
+    let found = match std::env::var_os("NATS_SERVER") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            assert!(version(&path).is_some(), "NATS_SERVER={} does not run", path.display());
+            Some(path)
+        }
+        None => Some(PathBuf::from("nats-server")).filter(|path| new_enough(path)),
+    };
+    if found.is_none() {
+        eprintln!(
+            "no nats-server of {VERSION_MIN} or newer in $NATS_SERVER or on the PATH: its tests are left out; ./test installs one"
+        );
+    }
+    found
+}
+
+fn version(binary: &Path) -> Option<String> {
+    let output = Command::new(binary).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.rsplit_once('v')?.1.trim().to_owned())
+}
+
+fn new_enough(binary: &Path) -> bool {
+    let numbers = |text: &str| -> Vec<u64> {
+        text.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+    };
+    version(binary).is_some_and(|found| numbers(&found) >= numbers(VERSION_MIN))
+}
+
+/// A port that nobody uses. It is below those that the system gives out by itself, so that it is
+/// still free when a server that was killed starts again.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 22_000;
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    let next = NEXT.get_or_init(|| AtomicU16::new(fastrand::u16(..COUNT)));
+    loop {
+        let port = FIRST + next.fetch_add(1, Ordering::Relaxed) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// One nats-server.
+pub struct NatsServer {
+    binary: PathBuf,
+    child: Option<Child>,
+    pub port: u16,
+    folder: tempfile::TempDir,
+    arguments: Vec<String>,
+}
+
+impl NatsServer {
+    /// Starts one with JetStream, or says that there is none.
+    pub fn start() -> Option<Self> {
+        Some(Self::with(binary()?, &["-js"]))
+    }
+
+    /// Starts one with other arguments.
+    pub fn with(binary: &Path, arguments: &[&str]) -> Self {
+        let mut server = Self {
+            binary: binary.to_owned(),
+            child: None,
+            port: free_port(),
+            folder: tempfile::tempdir().unwrap(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        };
+        server.run();
+        server
+    }
+
+    /// One that is not started yet.
+    pub fn stopped(binary: &Path, arguments: &[&str]) -> Self {
+        Self {
+            binary: binary.to_owned(),
+            child: None,
+            port: free_port(),
+            folder: tempfile::tempdir().unwrap(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Starts it, again on the same port and store, and waits until it is ready.
+    pub fn run(&mut self) {
+        let mut command = Command::new(&self.binary);
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.arg("-sd").arg(self.folder.path().join("store")).args(&self.arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = String::new();
+        loop {
+            let line = lines.next().unwrap_or_else(|| panic!("nats-server ended:\n{log}")).unwrap();
+            log += &line;
+            log.push('\n');
+            if line.ends_with("Server is ready") {
+                break;
+            }
+        }
+        // Somebody must read on, or it would stop once the pipe is full.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.child = Some(child);
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn config(&self) -> NATSStorageConfig {
+        NATSStorageConfig { nats_urls: vec![self.url()], ..NATSStorageConfig::default() }
+    }
+
+    pub async fn open(&self) -> NATSStorage {
+        NATSStorage::new(self.config()).await.unwrap()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended; and after a failed test there is nobody to tell.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// Three nats-servers that form one cluster.
+pub struct Cluster {
+    pub nodes: Vec<NatsServer>,
+}
+
+impl Cluster {
+    pub fn start() -> Option<Self> {
+        let binary = binary()?;
+        let routes: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let all: Vec<_> = routes.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect();
+        let all = all.join(",");
+        let nodes = (0..3).map(|n| {
+            let listen = format!("nats://127.0.0.1:{}", routes[n]);
+            let name = format!("n{n}");
+            NatsServer::stopped(
+                binary,
+                &[
+                    "-js",
+                    "-n",
+                    &name,
+                    "--cluster_name",
+                    "test",
+                    "--cluster",
+                    &listen,
+                    "--routes",
+                    &all,
+                ],
+            )
+        });
+        let mut cluster = Self { nodes: nodes.collect() };
+        // "Server is ready" comes before the cluster has formed, so one after the other is fine.
+        cluster.nodes.iter_mut().for_each(NatsServer::run);
+        Some(cluster)
+    }
+
+    /// All servers, with `first` as the one to connect to.
+    pub fn config(&self, first: usize) -> NATSStorageConfig {
+        let mut urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
+        urls.swap(0, first);
+        NATSStorageConfig {
+            nats_urls: urls,
+            connection_timeout: PROCESS_TIME_MAX,
+            ..NATSStorageConfig::default()
+        }
+    }
+
+    /// A store with three replicas.
+    pub async fn open(&self, first: usize) -> NATSStorage {
+        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
+        NATSStorage::with_options(self.config(first), options).await.unwrap()
+    }
+}
