@@ -77,8 +77,12 @@ async fn all_moves(time: Duration) {
         "| replicas | concurrent | moves/s | p50 | p99 | async-nats alone, batches of as many: moves/s | p50 of a batch | moves/s, ratio | p50, more |"
     );
     println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let case = std::env::var("BENCH_CASE").ok();
     for replicas in [1, 3] {
         for connections in [1, 64, 512] {
+            if case.as_deref().is_some_and(|case| case != format!("{replicas}x{connections}")) {
+                continue;
+            }
             moves(replicas, connections, time).await;
         }
     }

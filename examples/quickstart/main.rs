@@ -9,15 +9,22 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use circuit_breaker::{InMemoryStorage, create_schema_with_storage};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
+#[path = "../common/client.rs"]
 mod client;
 mod data;
 mod picture;
+#[path = "../common/server.rs"]
+mod server;
 
 use client::{Client, Failure};
 use data::{Move, Row};
+use server::OwnServer;
 
 const WORKFLOWS: [(&str, &str); 3] = [
     ("document_review", "documents.csv"),
@@ -59,7 +66,7 @@ fn main() -> ExitCode {
 fn run(workflow: &str, file: &str) -> Result<(), String> {
     let definition = data::definition(workflow)?;
     let rows = data::rows(file)?;
-    let (client, server) = client::connect()?;
+    let (client, own) = connect()?;
 
     let create =
         "mutation($input: WorkflowDefinitionInput!) { createWorkflow(input: $input) { id name } }";
@@ -83,13 +90,26 @@ fn run(workflow: &str, file: &str) -> Result<(), String> {
     }
     println!("{}", picture::table(&places));
     println!("{}", picture::mermaid(&definition, &places));
-    match server {
-        Some(server) => server.stop(),
+    match own {
+        Some((server, runtime)) => server.stop(&runtime),
         None => {
             println!("The tokens are in the server now. Ask it about them at {}/", client.url());
             Ok(())
         }
     }
+}
+
+/// Finds the server to speak to, or starts one.
+fn connect() -> Result<(Client, Option<(OwnServer, Runtime)>), String> {
+    if let Some(client) = client::find()? {
+        return Ok((client, None));
+    }
+    let none_starts = |error: std::io::Error| format!("this run's own server fails: {error}");
+    let runtime = Runtime::new().map_err(none_starts)?;
+    let schema = create_schema_with_storage(Arc::new(InMemoryStorage::new()));
+    let (server, url) = OwnServer::start(&runtime, schema).map_err(none_starts)?;
+    println!("this run has its own, in memory");
+    Ok((Client::new(&url), Some((server, runtime))))
 }
 
 #[derive(Default)]

@@ -98,10 +98,9 @@ impl Environment<'_> {
         match (self.variable)(wanted.name) {
             None => Ok(None),
             Some(value) if value.is_empty() => Ok(None),
-            Some(value) => value
-                .into_string()
-                .map(Some)
-                .map_err(|value| wrong(wanted, &value.to_string_lossy(), "it is not UTF-8")),
+            Some(value) => value.into_string().map(Some).map_err(|value| {
+                wrong(wanted, &shown(wanted, value.to_string_lossy().into()), "it is not UTF-8")
+            }),
         }
     }
 

@@ -152,6 +152,17 @@ impl Engine {
         Ok(self.storage.load_token(id, Some(workflow)).await?)
     }
 
+    /// When the bus stored the message of a token, if there is a bus and the message is still there.
+    pub async fn message_time(
+        &self,
+        stored: &StoredToken,
+    ) -> Result<Option<DateTime<Utc>>, EngineError> {
+        match (stored.token.nats_timestamp, stored.token.nats_sequence) {
+            (None, Some(_)) => Ok(self.storage.message_time(stored.revision).await?),
+            (known, _) => Ok(known),
+        }
+    }
+
     /// The workflow with this id, if there is one.
     pub async fn workflow(
         &self,

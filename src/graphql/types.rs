@@ -1,11 +1,15 @@
 //! What the schema shows of tokens, workflows and their history.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, SimpleObject};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
 
 use super::budget::AnswerBudget;
+use super::error::answer;
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
+use crate::engine::Engine;
 use crate::storage::{Page, Sequence, StorageHealth, StoredEvent, StoredToken};
 
 /// RFC 3339 in UTC with microseconds.
@@ -140,32 +144,34 @@ pub struct NatsToken(Token, NatsFields);
 
 impl From<StoredToken> for NatsToken {
     fn from(stored: StoredToken) -> Self {
-        let fields = NatsFields {
-            nats_sequence: stored.token.nats_sequence.map(|sequence| sequence.to_string()),
-            nats_timestamp: stored.token.nats_timestamp.map(time),
-            nats_subject: stored.token.nats_subject.clone(),
-            transition_history: stored
-                .token
-                .transition_history
-                .iter()
-                .map(TransitionRecord::from)
-                .collect(),
-        };
-        Self(Token(stored), fields)
+        Self(Token(stored.clone()), NatsFields(stored))
     }
 }
 
 /// Where a token stands in NATS.
-#[derive(SimpleObject)]
-pub struct NatsFields {
+pub struct NatsFields(StoredToken);
+
+#[Object]
+impl NatsFields {
     /// Stream sequence of the token's current message.
-    nats_sequence: Option<String>,
-    /// Time of the token's current message.
-    nats_timestamp: Option<String>,
+    async fn nats_sequence(&self) -> Option<String> {
+        self.0.token.nats_sequence.map(|sequence| sequence.to_string())
+    }
+    /// Time of the token's current message, to the nanosecond. In the answer to a mutation it is null if
+    /// the token has moved on since.
+    async fn nats_timestamp(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+        let engine = ctx.data_unchecked::<Arc<Engine>>();
+        let time = engine.message_time(&self.0).await.map_err(answer)?;
+        Ok(time.map(|time| time.to_rfc3339_opts(SecondsFormat::Nanos, true)))
+    }
     /// Subject of the token's current message.
-    nats_subject: Option<String>,
+    async fn nats_subject(&self) -> Option<&str> {
+        self.0.token.nats_subject.as_deref()
+    }
     /// The newest transitions, oldest first; all of them: tokenHistory.
-    transition_history: Vec<TransitionRecord>,
+    async fn transition_history(&self) -> Vec<TransitionRecord> {
+        self.0.token.transition_history.iter().map(TransitionRecord::from).collect()
+    }
 }
 
 /// One transition that a token has made, with who fired it.
@@ -254,6 +260,7 @@ impl From<Page<StoredEvent>> for TransitionRecordConnection {
         let edge = |stored: StoredEvent| {
             let record = stored.event.transition_record()?;
             let node = TransitionRecord {
+                nats_sequence: stored.nats_sequence.map(|sequence| sequence.to_string()),
                 data: stored.event.data.map(Json),
                 ..TransitionRecord::from(&record)
             };

@@ -5,12 +5,13 @@ use std::ops::{Bound, RangeInclusive};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
     Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken, TokenScope,
-    WorkflowStorage,
+    WorkflowStorage, whole,
 };
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{
@@ -87,6 +88,16 @@ impl InMemoryStorage {
     /// An empty store that holds at most `bytes_max` bytes of JSON.
     pub fn with_bytes_max(bytes_max: usize) -> Self {
         Self { state: Mutex::default(), bytes_max }
+    }
+
+    /// All definitions, ordered by id.
+    pub async fn list_workflows(&self) -> Result<Vec<WorkflowDefinition>, StorageError> {
+        whole::workflows(self).await
+    }
+
+    /// All tokens of a workflow, in the order of their arrival, each once.
+    pub async fn list_tokens(&self, workflow: &WorkflowId) -> Result<Vec<Token>, StorageError> {
+        whole::tokens(self, workflow).await
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, StorageError> {
@@ -181,7 +192,10 @@ impl State {
 
     fn event_at(&self, sequence: Sequence) -> Option<(StoredEvent, usize)> {
         let event = self.events.get(&sequence)?;
-        Some((StoredEvent { sequence, event: event.value.clone() }, event.bytes))
+        Some((
+            StoredEvent { sequence, nats_sequence: None, event: event.value.clone() },
+            event.bytes,
+        ))
     }
 
     fn token_at(&self, sequence: Sequence) -> Option<(StoredToken, usize)> {
@@ -300,6 +314,10 @@ impl WorkflowStorage for InMemoryStorage {
         let state = self.state()?;
         let token = state.tokens.get(&id).map(|stored| &stored.value);
         Ok(token.filter(|stored| workflow.is_none_or(|w| *w == stored.token.workflow_id)).cloned())
+    }
+
+    async fn message_time(&self, _: Sequence) -> Result<Option<DateTime<Utc>>, StorageError> {
+        Ok(None)
     }
 
     async fn list_tokens(

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::domain::{Change, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
@@ -11,6 +12,7 @@ use crate::domain::{Change, PlaceId, Token, WorkflowDefinition, WorkflowEvent, W
 pub mod memory;
 pub mod nats;
 pub mod sqlite;
+mod whole;
 
 /// The place of a change in the one order of all changes of a store. Starts at 1, has gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +40,8 @@ pub struct StoredToken {
 pub struct StoredEvent {
     /// Its place in the order of all events.
     pub sequence: Sequence,
+    /// Sequence of the NATS message that holds what the event made of its token or workflow.
+    pub nats_sequence: Option<u64>,
     /// The event.
     pub event: WorkflowEvent,
 }
@@ -151,6 +155,14 @@ pub enum StorageError {
         /// What was tried and what came of it.
         reason: String,
     },
+    /// It does not fit what is there, such as a token of a workflow that is not. Nothing was written.
+    #[error("{what} cannot be stored: {reason}")]
+    Unfit {
+        /// What was to be stored.
+        what: String,
+        /// Why not, and what to do first.
+        reason: String,
+    },
     /// What is stored cannot be read. A person must look. Nothing was written.
     #[error("{what} in the store cannot be read: {reason}")]
     Corrupt {
@@ -226,6 +238,13 @@ pub trait WorkflowStorage: Send + Sync + 'static {
         id: Uuid,
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError>;
+
+    /// When the bus stored the message of this revision. An acknowledgement does not tell it, so a
+    /// token that was just written lacks it; a token that was read has it.
+    ///
+    /// None where there is no bus, and once another change has replaced the message.
+    async fn message_time(&self, revision: Sequence)
+    -> Result<Option<DateTime<Utc>>, StorageError>;
 
     /// Tokens ordered by their revision, oldest arrival first, those after `after`.
     ///

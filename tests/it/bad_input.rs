@@ -191,37 +191,42 @@ fn what_is_accepted_comes_back_as_it_was_sent() {
     }
 }
 
+/// Ids that would mean something to a file system, a database or a bus.
+pub const HOSTILE_IDS: [&str; 13] = [
+    "",
+    ".",
+    "..",
+    "*",
+    ">",
+    "a b",
+    "a\u{0}b",
+    "\r\n",
+    "é",
+    "$JS.API",
+    "../../etc/passwd",
+    "w' OR '1'='1",
+    "w\"",
+];
+
+/// Each place of a request where an id may stand.
+pub const QUERIES_WITH_AN_ID: [&str; 9] = [
+    "query($id: String!) { token(id: $id) { id } }",
+    "query($id: String!) { workflow(id: $id) { id } }",
+    "query($id: String!) { tokens(workflowId: $id) { id } }",
+    "query($id: String!) { tokensInPlace(workflowId: \"w\", placeId: $id) { id } }",
+    "mutation($id: String!) { createToken(input: { id: $id, workflowId: \"w\" }) { id } }",
+    "mutation($id: String!) { createToken(input: { workflowId: \"w\", initialPlace: $id }) { id } }",
+    "mutation($id: String!) { createWorkflow(input: { id: $id, name: \"W\", places: [\"a\"], transitions: [], initialPlace: \"a\" }) { id } }",
+    "mutation($id: String!) { createWorkflow(input: { name: \"W\", places: [\"a\", $id], transitions: [], initialPlace: \"a\" }) { id } }",
+    "mutation($id: String!) { transitionTokenWithNats(input: { tokenId: \"01890a5d-ac96-774b-bcce-b302099a8057\", transitionId: \"submit\", newPlace: $id }) { id } }",
+];
+
 #[test]
 fn hostile_ids_and_texts_reach_nothing() {
     let target = Target::start();
     let mut cases = Vec::new();
-    let ids = [
-        "",
-        ".",
-        "..",
-        "*",
-        ">",
-        "a b",
-        "a\u{0}b",
-        "\r\n",
-        "é",
-        "$JS.API",
-        "../../etc/passwd",
-        "w' OR '1'='1",
-        "w\"",
-        &"x".repeat(129),
-        &"x".repeat(100_000),
-    ];
-    for id in ids {
-        for query in [
-            "query($id: String!) { token(id: $id) { id } }",
-            "query($id: String!) { workflow(id: $id) { id } }",
-            "query($id: String!) { tokensInPlace(workflowId: \"w\", placeId: $id) { id } }",
-            "mutation($id: String!) { createToken(input: { id: $id, workflowId: \"w\" }) { id } }",
-            "mutation($id: String!) { createToken(input: { workflowId: \"w\", initialPlace: $id }) { id } }",
-            "mutation($id: String!) { createWorkflow(input: { id: $id, name: \"W\", places: [\"a\"], transitions: [], initialPlace: \"a\" }) { id } }",
-            "mutation($id: String!) { createWorkflow(input: { name: \"W\", places: [\"a\", $id], transitions: [], initialPlace: \"a\" }) { id } }",
-        ] {
+    for id in HOSTILE_IDS.into_iter().chain([&*"x".repeat(129), &"x".repeat(100_000)]) {
+        for query in QUERIES_WITH_AN_ID {
             cases.push((query, "200 INVALID_ID", body(query, &json!({ "id": id }))));
         }
     }

@@ -8,12 +8,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use circuit_breaker::NATSStorage;
-use circuit_breaker::storage::WorkflowStorage;
+use circuit_breaker::storage::{PageLimit, StorageError, TokenScope, WorkflowStorage};
 use serde_json::{Value, json};
 
 use crate::crash::{Known, compare};
+use crate::nats_bus::Bus;
 use crate::nats_server::{Cluster, NatsServer};
-use crate::support::{CREATE_WORKFLOW, Client, Server, review_input, runtime};
+use crate::support::{
+    CREATE_WORKFLOW, Client, Server, as_written, fired, new_token, review_input, review_workflow,
+    runtime, workflow_id,
+};
 
 const CLIENTS: usize = 8;
 
@@ -34,6 +38,7 @@ impl Load {
         let clients = (0..CLIENTS).map(|n| {
             let work = Work {
                 client: servers[n % servers.len()].client(),
+                other: servers[(n + 1) % servers.len()].client(),
                 known: Arc::clone(known),
                 stop: Arc::clone(&stop),
                 acknowledged: Arc::clone(&acknowledged),
@@ -66,6 +71,8 @@ impl Load {
 
 struct Work {
     client: Client,
+    /// Another server, if there are two.
+    other: Client,
     known: Arc<Mutex<HashMap<String, Known>>>,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
@@ -108,6 +115,7 @@ impl Work {
             match outcome {
                 Outcome::Done => {
                     self.note(&id, version, false);
+                    self.read_back(&id, version);
                     self.acknowledged.fetch_add(1, Ordering::Release);
                 }
                 Outcome::NotDone => {
@@ -120,6 +128,16 @@ impl Work {
             }
         }
         true
+    }
+
+    /// What was acknowledged shows at once, on another server, too; or the store is not there.
+    fn read_back(&self, id: &str, version: u64) {
+        let query = "query($id: String!) { token(id: $id) { version } }";
+        let Ok(read) = self.other.ask(query, &json!({ "id": id })) else { return };
+        match read["errors"].get(0) {
+            Some(error) => assert_eq!(error["extensions"]["code"], "STORAGE_UNAVAILABLE", "{read}"),
+            None => assert_eq!(read["data"]["token"]["version"], version, "{read}"),
+        }
     }
 
     fn note(&self, id: &str, version: u64, outstanding: bool) {
@@ -149,7 +167,7 @@ fn create_workflow(server: &Server) {
     assert_eq!(created["data"]["createWorkflow"]["id"], "w", "{created}");
 }
 
-fn check(storage: NATSStorage, known: &Mutex<HashMap<String, Known>>, round: usize) {
+fn check(storage: NATSStorage, bus: &Bus, known: &Mutex<HashMap<String, Known>>, round: usize) {
     let known = &mut *known.lock().unwrap();
     let unknown = known.values().filter(|known| known.outstanding).count();
     // A killed server leaves each client without an answer; else an unknown outcome is an exception.
@@ -157,8 +175,110 @@ fn check(storage: NATSStorage, known: &Mutex<HashMap<String, Known>>, round: usi
     assert!(unknown <= unknown_max, "of {} tokens {unknown} have an unknown outcome", known.len());
     runtime().block_on(async {
         compare(&storage, known, round).await;
+        bus.until_each_token_is_there_once().await;
         storage.close().await;
     });
+}
+
+/// A plain client of its own runtime.
+fn bus(nats: &NatsServer) -> Bus {
+    on_a_runtime_of_its_own(Bus::connect(nats))
+}
+
+/// What nats-server does to a place when it was killed twice: a state that a token has left is there
+/// again, older than the newest one.
+#[test]
+fn what_a_crash_of_nats_server_brought_back_is_removed() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let storage = nats.open().await;
+        let workflow = review_workflow("w");
+        let draft = storage.insert_token(new_token(&workflow, json!({ "n": 1 }))).await.unwrap();
+        let bystander = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+        let bus = Bus::connect(&nats).await;
+        let id = draft.token.id;
+        let at = |place: &str| format!("cb.workflows.w.places.{place}.tokens.{id}");
+        let old = bus.last(&at("draft")).await.unwrap().payload;
+        let moved =
+            storage.commit(draft.revision, fired(&workflow, &draft, "submit")).await.unwrap();
+        let new = bus.last(&at("review")).await.unwrap().payload;
+        storage.close().await;
+        bus.until_each_token_is_there_once().await;
+        // Its old state twice, then its newest one, as nobody but the engine would write them.
+        for (place, payload) in [("draft", &old), ("review", &old), ("review", &new)] {
+            let sent = bus.client.request(at(place), payload.clone()).await.unwrap();
+            assert!(!String::from_utf8_lossy(&sent.payload).contains("error"));
+        }
+        assert_eq!(bus.subjects("cb.workflows.w.places.*.tokens.*").await.len(), 3);
+
+        let storage = nats.open().await;
+        let place = |place: &str| TokenScope::Place(workflow_id("w"), place.parse().unwrap());
+        let limit = PageLimit { rows: 10, bytes: 1 << 20 };
+        let drafts =
+            WorkflowStorage::list_tokens(&storage, &place("draft"), None, limit).await.unwrap();
+        let ids: Vec<_> = drafts.items.iter().map(|stored| stored.token.id).collect();
+        assert_eq!(ids, [bystander.token.id]);
+        bus.until_each_token_is_there_once().await;
+        let found = storage.load_token(id, None).await.unwrap().unwrap();
+        assert_eq!((&found.token.place, found.token.version), (&moved.token.place, 2));
+        storage.close().await;
+    });
+}
+
+/// Files of nats-server as large as those that it compacts, and killed again and again.
+#[test]
+fn kill_after_kill_a_place_holds_its_tokens_alone() {
+    const TOKENS: usize = 60;
+    let Some(mut nats) = NatsServer::start() else { return };
+    let workflow = Arc::new(review_workflow("w"));
+    runtime().block_on(async {
+        let storage = Arc::new(nats.open().await);
+        let bus = Bus::connect(&nats).await;
+        let mut tokens = Vec::new();
+        for _ in 0..TOKENS {
+            let data = json!({ "text": "x".repeat(20_000) });
+            tokens.push(storage.insert_token(new_token(&workflow, data)).await.unwrap());
+        }
+        for round in 0..4 {
+            let mut movers = tokio::task::JoinSet::new();
+            for mut stored in tokens {
+                let (storage, workflow) = (Arc::clone(&storage), Arc::clone(&workflow));
+                movers.spawn(async move {
+                    for transition in ["submit", "reject", "edit", "submit", "reject", "edit"] {
+                        let change = fired(&workflow, &stored, transition);
+                        stored = storage.commit(stored.revision, change).await.unwrap();
+                    }
+                    stored
+                });
+            }
+            tokens = movers.join_all().await;
+            nats.kill();
+            nats.run();
+            // A list waits for the walk that removes what came back.
+            let limit = PageLimit { rows: 1_000, bytes: 1 << 30 };
+            let listed = until_answered(|| {
+                WorkflowStorage::list_tokens(&*storage, &TokenScope::All, None, limit)
+            });
+            assert_eq!(listed.await.items.len(), TOKENS, "round {round}");
+            bus.until_each_token_is_there_once().await;
+            for stored in &tokens {
+                let found = storage.load_token(stored.token.id, None).await.unwrap().unwrap();
+                assert_eq!(as_written(&found), *stored, "round {round}");
+            }
+        }
+        storage.close().await;
+    });
+}
+
+/// Asks until nats-server is back.
+async fn until_answered<T, F: Future<Output = Result<T, StorageError>>>(ask: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
 }
 
 /// Not a wait for something, but the moment of the kill: another one each time.
@@ -179,7 +299,7 @@ fn what_a_killed_server_acknowledged_is_there() {
         some_moment();
         server.kill();
         load.end();
-        check(runtime_open(&nats), &known, round);
+        check(runtime_open(&nats), &bus(&nats), &known, round);
     }
     assert!(known.lock().unwrap().len() > 40);
 }
@@ -212,7 +332,7 @@ fn what_was_acknowledged_survives_kill_9_of_nats_server() {
     }
     load.wait_for(20);
     load.end();
-    check(runtime_open(&nats), &known, 0);
+    check(runtime_open(&nats), &bus(&nats), &known, 0);
     assert!(known.lock().unwrap().len() > 20);
 }
 
@@ -239,7 +359,8 @@ fn what_was_acknowledged_survives_the_loss_of_each_node_of_three() {
     }
     load.wait_for(20);
     load.end();
-    check(on_a_runtime_of_its_own(cluster.open(0)), &known, 0);
+    let storage = on_a_runtime_of_its_own(cluster.open(0));
+    check(storage, &bus(&cluster.nodes[0]), &known, 0);
     assert!(known.lock().unwrap().len() > 20);
 }
 

@@ -334,7 +334,7 @@ impl WorkflowStorage for Faulty {
         after: Option<&WorkflowId>,
         limit: PageLimit,
     ) -> Result<Page<WorkflowDefinition>, StorageError> {
-        self.inner.list_workflows(after, limit).await
+        WorkflowStorage::list_workflows(&self.inner, after, limit).await
     }
     async fn insert_token(&self, change: Change) -> Result<StoredToken, StorageError> {
         self.fault(self.inner.insert_token(change).await)
@@ -357,13 +357,20 @@ impl WorkflowStorage for Faulty {
     ) -> Result<Option<StoredToken>, StorageError> {
         self.inner.load_token(id, workflow).await
     }
+    async fn message_time(
+        &self,
+        revision: Sequence,
+    ) -> Result<Option<chrono::DateTime<chrono::Utc>>, StorageError> {
+        self.inner.message_time(revision).await
+    }
+
     async fn list_tokens(
         &self,
         scope: &TokenScope,
         after: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError> {
-        self.inner.list_tokens(scope, after, limit).await
+        WorkflowStorage::list_tokens(&self.inner, scope, after, limit).await
     }
     async fn token_moves(
         &self,

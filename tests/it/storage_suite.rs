@@ -13,7 +13,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::{
-    Backend, fired, new_token, now, review_workflow, runtime, without_place_on_bus, workflow_id,
+    Backend, as_written, fired, new_token, now, review_workflow, runtime, without_place_on_bus,
+    workflow_id,
 };
 
 macro_rules! storage_suite {
@@ -79,6 +80,14 @@ async fn created(storage: &dyn WorkflowStorage, workflow: &str) -> StoredToken {
     storage.insert_token(new_token(&review_workflow(workflow), json!({"n": 1}))).await.unwrap()
 }
 
+/// The token as it is read, but for the time of its message, which a write does not tell.
+async fn read(storage: &dyn WorkflowStorage, id: Uuid) -> Option<StoredToken> {
+    let stored = storage.load_token(id, None).await.unwrap()?;
+    let time = storage.message_time(stored.revision).await.unwrap();
+    assert_eq!(stored.token.nats_timestamp, time, "it is that of the message");
+    Some(as_written(&stored))
+}
+
 async fn moved(
     storage: &dyn WorkflowStorage,
     stored: &StoredToken,
@@ -137,11 +146,9 @@ async fn a_token_is_stored_once_and_comes_back(storage: Arc<dyn WorkflowStorage>
     let stored = storage.insert_token(change.clone()).await.unwrap();
     assert_eq!(without_place_on_bus(&stored.token), change.token);
     let id = change.token.id;
-    assert_eq!(storage.load_token(id, None).await.unwrap().as_ref(), Some(&stored));
-    assert_eq!(
-        storage.load_token(id, Some(&workflow_id("w"))).await.unwrap().as_ref(),
-        Some(&stored)
-    );
+    assert_eq!(read(&*storage, id).await.as_ref(), Some(&stored));
+    let of_workflow = storage.load_token(id, Some(&workflow_id("w"))).await.unwrap();
+    assert_eq!(of_workflow, storage.load_token(id, None).await.unwrap());
     let again = storage.insert_token(change).await;
     assert!(matches!(again, Err(StorageError::TokenExists { token }) if token == id), "{again:?}");
     assert_eq!(storage.list_events(None, None, ALL).await.unwrap().items.len(), 1);
@@ -164,7 +171,7 @@ async fn a_commit_replaces_the_token_and_appends_its_events(storage: Arc<dyn Wor
     let after = storage.commit(stored.revision, change.clone()).await.unwrap();
     assert_eq!(without_place_on_bus(&after.token), change.token);
     assert!(after.revision > stored.revision);
-    assert_eq!(storage.load_token(stored.token.id, None).await.unwrap(), Some(after.clone()));
+    assert_eq!(read(&*storage, stored.token.id).await, Some(after.clone()));
     let done = moved(&*storage, &after, "finish").await;
     let events = storage.list_events(None, None, ALL).await.unwrap().items;
     let kinds: Vec<_> = events.iter().map(|stored| stored.event.kind).collect();
@@ -180,7 +187,7 @@ async fn second_mover_gets_a_conflict(storage: Arc<dyn WorkflowStorage>) {
     let first = storage.commit(stored.revision, change.clone()).await.unwrap();
     let second = storage.commit(stored.revision, change).await;
     assert!(matches!(second, Err(StorageError::Conflict { .. })), "{second:?}");
-    assert_eq!(storage.load_token(stored.token.id, None).await.unwrap(), Some(first));
+    assert_eq!(read(&*storage, stored.token.id).await, Some(first));
     assert_eq!(
         storage.list_events(None, None, ALL).await.unwrap().items.len(),
         2,
@@ -518,7 +525,7 @@ async fn what_is_too_large_is_refused_whole(storage: Arc<dyn WorkflowStorage>) {
     change.token.data = json!("x".repeat(RECORD_BYTES_MAX));
     let outcome = storage.commit(fits.revision, change).await;
     assert!(matches!(outcome, Err(StorageError::TooLarge { .. })), "{outcome:?}");
-    assert_eq!(storage.load_token(fits.token.id, None).await.unwrap().as_ref(), Some(&fits));
+    assert_eq!(read(&*storage, fits.token.id).await.as_ref(), Some(&fits));
     assert_eq!(storage.list_events(None, None, ALL).await.unwrap().items.len(), 1);
 }
 

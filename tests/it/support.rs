@@ -177,6 +177,12 @@ pub fn without_place_on_bus(token: &Token) -> Token {
     token
 }
 
+/// A token that was read, as the write that made it has answered: without the time of its message.
+pub fn as_written(stored: &StoredToken) -> StoredToken {
+    let token = Token { nats_timestamp: None, ..Token::clone(&stored.token) };
+    StoredToken { token: Arc::new(token), revision: stored.revision }
+}
+
 pub fn workflow_id(id: &str) -> WorkflowId {
     id.parse().unwrap()
 }
@@ -206,6 +212,11 @@ impl Api {
 
     pub fn storage(&self) -> &Arc<dyn WorkflowStorage> {
         &self.store.storage
+    }
+
+    /// The nats-server under a store on NATS.
+    pub fn nats(&self) -> &NatsServer {
+        self.store.nats.as_ref().unwrap()
     }
 
     /// All that the store holds now.
@@ -409,6 +420,11 @@ impl Server {
     /// Waits until the server has logged some text.
     pub fn wait_for_log(&self, text: &str) {
         self.log.wait_for(text);
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.text.lock().unwrap().clone()
     }
 
     fn whole_log(&mut self) -> String {

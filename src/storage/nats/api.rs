@@ -26,6 +26,8 @@ pub mod code {
     pub const NOT_ENABLED: u64 = 10_076;
     pub const STORE_FAILED: u64 = 10_077;
     pub const WRITE_UNDER_WAY: u64 = 10_164;
+    pub const BATCH_TOO_LARGE: u64 = 10_199;
+    pub const TEMPORARILY_UNAVAILABLE: u64 = 10_008;
 }
 
 /// Why the API did not do what it was asked for.
@@ -98,9 +100,10 @@ pub fn parse_error(payload: &[u8]) -> Option<ApiError> {
 /// What the stream holds and how it does.
 #[derive(Debug, Clone, Default)]
 pub struct StreamState {
+    /// When it was made: another time means another stream.
+    pub created: String,
     pub messages: u64,
     pub bytes: u64,
-    pub first_sequence: u64,
     pub last_sequence: u64,
     pub subjects: u64,
     /// The configured limits; none where there is no limit.
@@ -108,6 +111,8 @@ pub struct StreamState {
     pub bytes_max: Option<u64>,
     pub replicas: u64,
     pub leader: Option<String>,
+    /// Since when it leads.
+    pub leader_since: String,
     /// Replicas other than the leader, with what is wrong with each, if something is.
     pub peers: Vec<(String, Option<String>)>,
 }
@@ -125,18 +130,31 @@ impl StreamState {
         let (state, config) = (&info["state"], &info["config"]);
         let peers = info["cluster"]["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
         Self {
+            created: info["created"].as_str().unwrap_or_default().to_owned(),
             messages: number(&state["messages"]),
             bytes: number(&state["bytes"]),
-            first_sequence: number(&state["first_seq"]),
             last_sequence: number(&state["last_seq"]),
             subjects: number(&state["num_subjects"]),
             messages_max: limit(&config["max_msgs"]),
             bytes_max: limit(&config["max_bytes"]),
             replicas: number(&config["num_replicas"]).max(1),
             leader: info["cluster"]["leader"].as_str().map(str::to_owned),
+            leader_since: info["cluster"]["leader_since"].as_str().unwrap_or_default().to_owned(),
             peers: peers.iter().map(peer).collect(),
         }
     }
+}
+
+/// The name of a stream that mirrors ours and answers direct gets in its stead, if there is one
+/// among the first few hundred streams.
+pub async fn mirror(link: &Link) -> Result<Option<String>, ApiError> {
+    let list = ask(link, "STREAM.LIST", &Value::Null).await?;
+    let mut streams = list["streams"].as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    let mirror = streams.find(|stream| {
+        let config = &stream["config"];
+        config["mirror"]["name"] == STREAM && config["mirror_direct"] == true
+    });
+    Ok(mirror.and_then(|stream| Some(stream["config"]["name"].as_str()?.to_owned())))
 }
 
 fn peer(peer: &Value) -> (String, Option<String>) {

@@ -48,7 +48,7 @@ pub async fn send<'a>(
         } else {
             headers.insert(header::BATCH_COMMIT, "1");
             let answer = link.request(subject, Some(headers), payload, COMMIT_WAIT).await;
-            return answered(answer);
+            return answered(answer, count as u64);
         }
     }
     Err(BatchError::NotDone("it is empty".to_owned()))
@@ -58,7 +58,7 @@ fn not_done(error: LinkError) -> BatchError {
     BatchError::NotDone(error.to_string())
 }
 
-fn answered(answer: Result<async_nats::Message, LinkError>) -> Result<u64, BatchError> {
+fn answered(answer: Result<async_nats::Message, LinkError>, count: u64) -> Result<u64, BatchError> {
     let answer = match answer {
         Ok(answer) => answer,
         Err(LinkError::NoAnswer(reason)) => return Err(BatchError::Unknown(reason)),
@@ -71,6 +71,6 @@ fn answered(answer: Result<async_nats::Message, LinkError>) -> Result<u64, Batch
         }
         Err(error) => return Err(BatchError::Unknown(error.to_string())),
     };
-    let sequence = acknowledged["seq"].as_u64().filter(|sequence| *sequence > 0);
+    let sequence = acknowledged["seq"].as_u64().filter(|sequence| *sequence >= count);
     sequence.ok_or_else(|| BatchError::Unknown(format!("it answered {acknowledged}")))
 }

@@ -1,5 +1,6 @@
 //! What a change of the store becomes on the bus: the messages of one commit.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -20,6 +21,15 @@ const DEPARTURE_TTL: &str = "1s";
 pub enum Target {
     Workflow(WorkflowId),
     Token(Uuid),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Workflow(workflow) => write!(f, "workflow {workflow}"),
+            Target::Token(token) => write!(f, "token {token}"),
+        }
+    }
 }
 
 /// What kind of change it is, with what it relies on.
@@ -56,18 +66,14 @@ pub struct Pending {
     pub maybe_done: bool,
     /// What stood in its way last.
     pub reason: String,
+    /// How often the server has refused it.
+    pub refusals: u32,
     /// Since when there was no room for it.
     pub full_since: Option<Instant>,
-    pub answer: oneshot::Sender<Result<Done, StorageError>>,
+    /// Gets the sequence of the message that holds the token or the definition.
+    pub answer: oneshot::Sender<Result<Sequence, StorageError>>,
     /// Its share of the bytes that may wait.
     pub room: OwnedSemaphorePermit,
-}
-
-/// Where a commit's token or definition stands now.
-#[derive(Debug, Clone, Copy)]
-pub struct Done {
-    pub sequence: u64,
-    pub time: Option<chrono::DateTime<chrono::Utc>>,
 }
 
 impl Commit {
@@ -128,7 +134,7 @@ impl Commit {
         let token = &change.token;
         let workflow = token.workflow_id.clone();
         let from = change.events.iter().find_map(|event| event.from_place.as_ref());
-        let from = from.ok_or_else(|| StorageError::Corrupt {
+        let from = from.ok_or_else(|| StorageError::Unfit {
             what: format!("the move of token {}", token.id),
             reason: "it does not say where it starts".to_owned(),
         })?;

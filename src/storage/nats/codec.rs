@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::names::{self, FORMAT, header};
 use crate::domain::limits::RECORD_BYTES_MAX;
-use crate::domain::{Token, WorkflowDefinition, WorkflowEvent};
+use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowEvent};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
 
 /// A message on its way to the stream.
@@ -194,7 +194,11 @@ impl Stored {
 
     /// The event that it holds.
     pub fn event(&self) -> Result<StoredEvent, StorageError> {
-        Ok(StoredEvent { sequence: Sequence(self.sequence), event: self.json()? })
+        let event: WorkflowEvent = self.json()?;
+        // What completed the token is the event before; all others stand right after what they made.
+        let after_state = event.kind != EventKind::TokenCompleted;
+        let nats_sequence = self.sequence.checked_sub(if after_state { 1 } else { 2 });
+        Ok(StoredEvent { sequence: Sequence(self.sequence), nats_sequence, event })
     }
 
     /// What its event says beside itself.

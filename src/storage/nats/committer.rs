@@ -1,23 +1,22 @@
 //! Gathers the changes that wait while a batch is under way and commits them as the next one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::api::code;
 use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
-use super::change::{Done, Kind, Pending, Target};
+use super::change::{Kind, Pending, Target};
 use super::health::Meter;
-use super::history;
+use super::history::{self, Found};
 use super::link::Link;
 use super::read::Reader;
 use super::retention::Retention;
-use crate::storage::StorageError;
+use crate::storage::{Sequence, StorageError};
 
 /// Bytes of a batch; a single change may be larger.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -25,17 +24,28 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Changes of things that the batch under way changes, too, kept for the next one.
 const HELD_MAX: usize = 4_096;
 
+/// A batch costs nats-server a few milliseconds, however small it is. So the next one waits for as
+/// many changes as there were callers a moment ago, for up to this part of what the last one took.
+const PATIENCE_PART: u32 = 4;
+const PATIENCE_MAX: Duration = Duration::from_millis(5);
+
 /// Pause before a change is tried again that the server could not take.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Pause before a change is tried again whose subject another server is just writing.
 const BUSY_PAUSE: Duration = Duration::from_millis(3);
 
-/// How long a move waits for room in a full stream.
+/// How long a try waits for a connection that is being made anew.
+const CONNECT_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a change waits for room in a full stream. Departures vanish within two seconds.
 const FULL_WAIT: Duration = Duration::from_millis(2_500);
 
 /// Pause before it looks for room again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
+const REFUSALS_WHOLE: u32 = 2;
 
 /// The one task that writes to the stream for this process.
 pub struct Committer {
@@ -48,9 +58,12 @@ pub struct Committer {
     held: VecDeque<Pending>,
     /// What the batch before changed: where it stands now.
     changed: HashMap<Target, u64>,
-    /// Those who wait for the time of their message.
-    finishing: JoinSet<()>,
+    /// How many changes the next batch may hope for, and how long it waits for them.
+    hope: (usize, Duration),
 }
+
+/// Parts of a batch that are still to be committed, in their order.
+type Groups = VecDeque<Vec<Pending>>;
 
 impl Committer {
     pub fn new(
@@ -61,16 +74,17 @@ impl Committer {
         queue: mpsc::Receiver<Pending>,
     ) -> Self {
         let (held, changed) = (VecDeque::new(), HashMap::new());
-        Self { link, reader, retention, meter, queue, held, changed, finishing: JoinSet::new() }
+        Self { link, reader, retention, meter, queue, held, changed, hope: (1, Duration::ZERO) }
     }
 
     /// Commits until nobody can send more and everything is answered.
     pub async fn run(mut self) {
         while let Some(batch) = self.gather().await {
+            let (begun, count) = (Instant::now(), batch.len());
             self.settle(batch).await;
-            while self.finishing.try_join_next().is_some() {}
+            let waiting = self.held.len() + self.queue.len();
+            self.hope = (count + waiting, (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX));
         }
-        while self.finishing.join_next().await.is_some() {}
     }
 
     /// What waits, as far as it fits one batch; waits for the first.
@@ -84,8 +98,18 @@ impl Committer {
             let first = self.queue.recv().await?;
             self.sort_in(first, &mut gathered);
         }
+        let (hoped, patience) = self.hope;
+        let until = Instant::now() + patience;
         while self.held.len() < HELD_MAX && gathered.has_room() {
-            let Ok(pending) = self.queue.try_recv() else { break };
+            let pending = match self.queue.try_recv() {
+                Ok(pending) => pending,
+                Err(_) if gathered.batch.len() >= hoped => break,
+                // Those who were just answered come back in a moment, if they come back.
+                Err(_) => match timeout_at(until, self.queue.recv()).await {
+                    Ok(Some(pending)) => pending,
+                    Ok(None) | Err(_) => break,
+                },
+            };
             self.sort_in(pending, &mut gathered);
         }
         if let Some(first) = gathered.batch.first() {
@@ -103,7 +127,7 @@ impl Committer {
                 Kind::Move { expected, .. } => expected.0 < *now,
                 Kind::CreateToken { .. } | Kind::CreateWorkflow => true,
             };
-            if lost && !pending.maybe_done {
+            if lost {
                 let lost = pending.commit.lost();
                 answer(pending, Err(lost));
                 return;
@@ -117,31 +141,28 @@ impl Committer {
     }
 
     /// Commits a batch, in parts where parts of it cannot be committed, until all are answered.
+    ///
+    /// What is tried again goes behind what has not been tried, so that nothing blocks the rest.
     async fn settle(&mut self, batch: Vec<Pending>) {
-        let mut groups = vec![batch];
-        while let Some(group) = groups.pop() {
-            let mut group = self.worth_trying(group).await;
+        let messages = batch.iter().map(|pending| pending.commit.messages.len() as u64).sum();
+        let bytes = batch.iter().map(|pending| pending.bytes as u64).sum();
+        let full = self.retention.before_batch(messages, bytes).await;
+        let mut groups = Groups::from([refuse_creations(batch, full)]);
+        while let Some(group) = groups.pop_front() {
+            let group = self.worth_trying(group).await;
             if group.is_empty() {
                 continue;
             }
-            let messages: Vec<_> = group.iter().flat_map(|p| &p.commit.messages).collect();
-            match batch::send(&self.link, messages.into_iter()).await {
+            match self.send(&group).await {
                 Ok(last) => self.done(group, last),
                 Err(BatchError::Unknown(reason)) => {
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
-                    for pending in &mut group {
-                        pending.maybe_done = true;
-                        pending.reason.clone_from(&reason);
-                    }
                     sleep(RETRY_PAUSE).await;
-                    groups.push(group);
+                    groups.push_back(tried(group, &reason, true));
                 }
                 Err(BatchError::NotDone(reason)) => {
-                    for pending in &mut group {
-                        pending.reason.clone_from(&reason);
-                    }
                     sleep(RETRY_PAUSE).await;
-                    groups.push(group);
+                    groups.push_back(tried(group, &reason, false));
                 }
                 Err(BatchError::Refused { err_code, description }) => {
                     self.refused(group, err_code, description, &mut groups).await;
@@ -150,139 +171,146 @@ impl Committer {
         }
     }
 
-    /// Drops what has run out of time or was done by an earlier try, or has no room.
-    async fn worth_trying(&mut self, group: Vec<Pending>) -> Vec<Pending> {
-        let mut worth = Vec::with_capacity(group.len());
-        let (messages, bytes) = group.iter().fold((0, 0), |(messages, bytes), pending| {
-            (messages + pending.commit.messages.len(), bytes + pending.bytes)
-        });
-        let full = self.retention.before_batch(messages as u64, bytes as u64).await;
-        for pending in group {
-            if pending.maybe_done {
-                match history::find_commit(&self.reader, &pending.commit).await {
-                    Ok(Some(done)) => {
-                        answer(pending, Ok(done));
-                        continue;
-                    }
-                    Ok(None) => {}
-                    Err(error) if Instant::now() >= pending.deadline => {
-                        out_of_time(pending, &error.to_string());
-                        continue;
-                    }
-                    // It cannot be asked now; a try that fails says more.
-                    Err(_) => {}
+    async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
+        let connected = self.link.connected(Instant::now() + CONNECT_WAIT).await;
+        connected.map_err(|error| BatchError::NotDone(error.to_string()))?;
+        let messages: Vec<_> = group.iter().flat_map(|p| &p.commit.messages).collect();
+        batch::send(&self.link, messages.into_iter()).await
+    }
+
+    /// Answers what has run out of time or was done by an earlier try; gives the rest.
+    async fn worth_trying(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let (maybe_done, mut worth): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|pending| pending.maybe_done);
+        let now = Instant::now();
+        worth = worth.into_iter().filter_map(|pending| in_time(pending, now)).collect();
+        if maybe_done.is_empty() {
+            return worth;
+        }
+        let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
+        let mut found = history::find_commits(&self.reader, &commits).await.into_iter();
+        for pending in maybe_done {
+            match found.next() {
+                Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
+                Some(Found::Unclear(reason)) => {
+                    answer(pending, Err(StorageError::OutcomeUnknown { reason }));
                 }
-            }
-            if Instant::now() >= pending.deadline {
-                let reason = pending.reason.clone();
-                out_of_time(pending, &reason);
-                continue;
-            }
-            match &full {
-                Some(reason) if pending.commit.creates() && !pending.maybe_done => {
-                    let reason = reason.clone();
-                    answer(pending, Err(StorageError::Full { reason }));
-                }
-                _ => worth.push(pending),
+                // It is not there, or cannot be looked for; then a try that fails says more.
+                Some(Found::Absent) | None => worth.extend(in_time(pending, Instant::now())),
             }
         }
         worth
     }
 
     async fn refused(
-        &mut self,
+        &self,
         mut group: Vec<Pending>,
         err_code: u64,
         description: String,
-        groups: &mut Vec<Vec<Pending>>,
+        groups: &mut Groups,
     ) {
-        let lost = err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY;
-        if lost && group.len() > 1 {
-            // The server does not say which: halves, down to one.
-            let second = group.split_off(group.len() / 2);
-            groups.extend([second, group]);
-            return;
-        }
-        if err_code == code::WRONG_LAST_SEQUENCE {
-            for pending in group {
-                self.lost(pending).await;
-            }
-            return;
-        }
         let reason = format!("{description} (error code {err_code})");
+        let lost = err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY;
         for pending in &mut group {
-            pending.reason.clone_from(&reason);
+            pending.refusals += 1;
         }
-        if lost {
-            sleep(BUSY_PAUSE).await;
-        } else if err_code == code::STORE_FAILED {
-            return self.no_room(group, groups).await;
-        } else {
-            sleep(RETRY_PAUSE).await;
+        let stubborn = group.iter().any(|pending| pending.refusals > REFUSALS_WHOLE);
+        if group.len() > 1 && (lost || stubborn || err_code == code::BATCH_TOO_LARGE) {
+            // The server does not say which it is: halves, down to one.
+            split(group, groups);
+            return;
         }
-        groups.push(group);
+        match err_code {
+            code::WRONG_LAST_SEQUENCE => {
+                for pending in group {
+                    groups.extend(self.lost(pending, &reason).await.map(|again| vec![again]));
+                }
+            }
+            code::WRITE_UNDER_WAY => {
+                sleep(BUSY_PAUSE).await;
+                groups.push_back(tried(group, &reason, false));
+            }
+            code::STORE_FAILED => self.no_room(tried(group, &reason, false), groups).await,
+            _ => {
+                sleep(RETRY_PAUSE).await;
+                groups.push_back(tried(group, &reason, false));
+            }
+        }
     }
 
     /// The stream is at its limits, or its disk fails.
-    async fn no_room(&mut self, mut group: Vec<Pending>, groups: &mut Vec<Vec<Pending>>) {
-        if !self.retention.make_room().await && group.len() > 1 {
+    async fn no_room(&self, mut group: Vec<Pending>, groups: &mut Groups) {
+        let now = Instant::now();
+        for pending in &mut group {
+            pending.full_since.get_or_insert(now);
+        }
+        let removed = self.retention.make_room().await;
+        if group.len() > 1 {
             // A batch needs room for all of its messages at once; smaller ones may fit.
-            let second = group.split_off(group.len() / 2);
-            groups.extend([second, group]);
+            split(group, groups);
             return;
         }
         let full = self.retention.full();
-        let mut waiting = Vec::with_capacity(group.len());
-        for mut pending in group {
-            let since = *pending.full_since.get_or_insert_with(Instant::now);
-            match &full {
-                // Departures vanish within a second, so a move gets its room if there is any.
-                Some(reason) if pending.commit.creates() || since.elapsed() > FULL_WAIT => {
-                    let reason = reason.clone();
-                    answer(pending, Err(StorageError::Full { reason }));
-                }
-                _ => waiting.push(pending),
+        for pending in group {
+            let waited = pending.full_since.is_some_and(|since| since.elapsed() > FULL_WAIT);
+            let give_up = waited || (pending.commit.creates() && !removed && full.is_some());
+            if give_up {
+                let reason = full.clone().unwrap_or_else(|| pending.reason.clone());
+                let outcome = if pending.maybe_done {
+                    StorageError::OutcomeUnknown { reason }
+                } else {
+                    StorageError::Full { reason }
+                };
+                answer(pending, Err(outcome));
+            } else {
+                groups.push_back(vec![pending]);
             }
         }
         sleep(FULL_PAUSE).await;
-        groups.push(waiting);
     }
 
-    /// A change that another one came before, unless that was an earlier try of itself.
-    async fn lost(&mut self, pending: Pending) {
-        if !pending.maybe_done {
+    /// A change that another one came before, unless that was an earlier try of itself. Gives it
+    /// back if neither can be seen.
+    async fn lost(&self, mut pending: Pending, reason: &str) -> Option<Pending> {
+        // nats-server refuses a move that was read; a creation also where it cannot look, such as
+        // while it shuts down. So a creation has lost only to something that is there.
+        if !pending.maybe_done && !pending.commit.creates() {
             let lost = pending.commit.lost();
-            return answer(pending, Err(lost));
+            answer(pending, Err(lost));
+            return None;
         }
         let outcome = match history::find_commit(&self.reader, &pending.commit).await {
-            Ok(Some(done)) => Ok(done),
-            Ok(None) => Err(pending.commit.lost()),
-            Err(error) => Err(StorageError::OutcomeUnknown { reason: error.to_string() }),
+            Ok(Found::Stored(sequence)) => Ok(sequence),
+            Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
+            Ok(Found::Absent) if !pending.commit.creates() => Err(pending.commit.lost()),
+            Ok(Found::Absent) => match history::is_taken(&self.reader, &pending.commit).await {
+                Ok(true) => Err(pending.commit.lost()),
+                Ok(false) | Err(_) => {
+                    sleep(RETRY_PAUSE).await;
+                    reason.clone_into(&mut pending.reason);
+                    return Some(pending);
+                }
+            },
+            Err(error) if pending.maybe_done => {
+                Err(StorageError::OutcomeUnknown { reason: error.to_string() })
+            }
+            Err(error) => Err(error),
         };
         answer(pending, outcome);
+        None
     }
 
-    /// Notes where each change of an acknowledged batch stands and answers once their times are known.
+    /// Notes where each change of an acknowledged batch stands, and says so.
     fn done(&mut self, group: Vec<Pending>, last: u64) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
-        let first = last + 1 - count as u64;
         self.reader.note(last);
-        let mut next = first;
-        let mut finished = Vec::with_capacity(group.len());
+        let mut next = last + 1 - count as u64;
         for pending in group {
             let sequence = next + pending.commit.state_index as u64;
             next += pending.commit.messages.len() as u64;
             self.changed.insert(pending.commit.target.clone(), sequence);
-            finished.push((pending, sequence));
+            answer(pending, Ok(Sequence(sequence)));
         }
-        let reader = Arc::clone(&self.reader);
-        self.finishing.spawn(async move {
-            let times = history::times(&reader, first, last).await;
-            for (pending, sequence) in finished {
-                let time = times.of(sequence);
-                answer(pending, Ok(Done { sequence, time }));
-            }
-        });
     }
 }
 
@@ -290,7 +318,7 @@ impl Committer {
 #[derive(Default)]
 struct Gathered {
     batch: Vec<Pending>,
-    targets: std::collections::HashSet<Target>,
+    targets: HashSet<Target>,
     messages: usize,
     bytes: usize,
 }
@@ -315,18 +343,50 @@ impl Gathered {
     }
 }
 
-fn answer(pending: Pending, outcome: Result<Done, StorageError>) {
+fn split(mut group: Vec<Pending>, groups: &mut Groups) {
+    let second = group.split_off(group.len() / 2);
+    groups.push_front(second);
+    groups.push_front(group);
+}
+
+/// Answers the creations of a batch, if there is a reason why nothing new may come.
+fn refuse_creations(batch: Vec<Pending>, full: Option<String>) -> Vec<Pending> {
+    let Some(reason) = full else { return batch };
+    let (creations, moves): (Vec<_>, _) =
+        batch.into_iter().partition(|pending| pending.commit.creates());
+    for pending in creations {
+        answer(pending, Err(StorageError::Full { reason: reason.clone() }));
+    }
+    moves
+}
+
+/// Notes what came of a try.
+fn tried(mut group: Vec<Pending>, reason: &str, maybe_done: bool) -> Vec<Pending> {
+    for pending in &mut group {
+        pending.maybe_done |= maybe_done;
+        reason.clone_into(&mut pending.reason);
+    }
+    group
+}
+
+fn answer(pending: Pending, outcome: Result<Sequence, StorageError>) {
     // Whoever asked may have gone away; the change stands all the same.
     drop(pending.answer.send(outcome));
     drop(pending.room);
 }
 
-fn out_of_time(pending: Pending, reason: &str) {
-    let reason = if reason.is_empty() { "it did not get its turn in time" } else { reason };
+/// Gives a change back that has time for another try, or answers it.
+fn in_time(pending: Pending, now: Instant) -> Option<Pending> {
+    if now < pending.deadline {
+        return Some(pending);
+    }
+    let late = "it did not get its turn in time".to_owned();
+    let reason = if pending.reason.is_empty() { late } else { pending.reason.clone() };
     let outcome = if pending.maybe_done {
-        StorageError::OutcomeUnknown { reason: reason.to_owned() }
+        StorageError::OutcomeUnknown { reason }
     } else {
-        StorageError::Unavailable { reason: reason.to_owned() }
+        StorageError::Unavailable { reason }
     };
     answer(pending, Err(outcome));
+    None
 }

@@ -108,6 +108,11 @@ pub struct NATSConfigError {
 const MAX_MESSAGES_MIN: i64 = 100;
 /// Bytes below which a stream cannot do its work.
 const MAX_BYTES_MIN: i64 = 1 << 20;
+/// nats-server counts the age of messages in nanoseconds, of which 292 years fit 64 bits.
+const MAX_AGE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// Bytes of writes that may wait; the least lets a few wait, the most is what a counter holds.
+const BUFFER_BYTES_MIN: usize = 64 << 10;
+const BUFFER_BYTES_MAX: usize = 1 << 30;
 
 impl NATSStorageConfig {
     /// Checks every field; what is wrong never reaches the bus.
@@ -128,6 +133,9 @@ impl NATSStorageConfig {
                 return wrong("nats_urls", rule);
             }
         }
+        if let Err(rule) = self.login() {
+            return wrong("nats_urls", rule);
+        }
         let least = |field, is: i64, least: i64| {
             let rule = format!("at least {least} is needed, not {is}");
             if is < least { Err(NATSConfigError { field, rule }) } else { Ok(()) }
@@ -140,6 +148,15 @@ impl NATSStorageConfig {
             if is.as_secs() < 1 { Err(NATSConfigError { field, rule }) } else { Ok(()) }
         };
         whole_seconds("default_max_age", self.default_max_age)?;
+        if self.default_max_age > MAX_AGE_MAX {
+            let rule = format!("at most 100 years are allowed, not {:?}", self.default_max_age);
+            return wrong("default_max_age", rule);
+        }
+        if !(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&self.reconnect_buffer_size) {
+            let is = self.reconnect_buffer_size;
+            let rule = format!("use {BUFFER_BYTES_MIN} to {BUFFER_BYTES_MAX} bytes, not {is}");
+            return wrong("reconnect_buffer_size", rule);
+        }
         whole_seconds("consumer_timeout", self.consumer_timeout)?;
         whole_seconds("connection_timeout", self.connection_timeout)?;
         whole_seconds("health_check_interval", options.health_check_interval)?;
@@ -150,6 +167,44 @@ impl NATSStorageConfig {
     }
 }
 
+impl NATSStorageConfig {
+    /// The user and the password that stand before the hosts; where several have them, they must be
+    /// the same.
+    pub(super) fn login(&self) -> Result<Option<(String, String)>, String> {
+        let mut login = None;
+        for url in &self.nats_urls {
+            let Ok(address) = url.parse::<async_nats::ServerAddr>() else { continue };
+            let Some(user) = address.username() else { continue };
+            let password = address.password().unwrap_or_default();
+            let found = (decoded(user), decoded(password));
+            if login.get_or_insert_with(|| found.clone()) != &found {
+                return Err("all addresses must have the same user and password".to_owned());
+            }
+        }
+        Ok(login)
+    }
+}
+
+/// A part of an address without its percent signs (RFC 3986).
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) if *first == b'%' => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Addresses as logs and messages may show them, without user and password.
 pub fn shown_urls(urls: &[String]) -> String {
     urls.iter().map(|url| shown_url(url)).collect::<Vec<_>>().join(",")
@@ -158,7 +213,11 @@ pub fn shown_urls(urls: &[String]) -> String {
 fn shown_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    format!("{scheme}://{host}")
+    // What stands after the colon must be a port; else it may be a part of a password.
+    match host.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_err() => format!("{scheme}://{host}:…"),
+        _ => format!("{scheme}://{host}"),
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +232,23 @@ mod tests {
         };
         let shown = format!("{config:?}");
         assert!(shown.contains("nats://host:4222") && !shown.contains("cret"), "{shown}");
+        // A comma in a password ends an address.
+        let parts = ["nats://me:first".to_owned(), "secret@host:4222".to_owned()];
+        let shown = shown_urls(&parts);
+        assert!(!shown.contains("first") && !shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn user_and_password_are_those_before_the_hosts() {
+        let login = |urls: &[&str]| {
+            let nats_urls = urls.iter().map(ToString::to_string).collect();
+            NATSStorageConfig { nats_urls, ..NATSStorageConfig::default() }.login()
+        };
+        let me = |password: &str| Ok(Some(("me".to_owned(), password.to_owned())));
+        assert_eq!(login(&["nats://a:4222"]), Ok(None));
+        assert_eq!(login(&["nats://a:4222", "nats://me:pw@b:4222"]), me("pw"));
+        assert_eq!(login(&["nats://me:p%40%3Aw%@b:4222"]), me("p@:w%"));
+        assert!(login(&["nats://me:pw@a", "nats://me:other@b"]).is_err());
     }
 
     #[test]
@@ -193,6 +269,9 @@ mod tests {
         assert_eq!(with(|c| c.consumer_timeout = Duration::ZERO), "consumer_timeout");
         assert_eq!(with(|c| c.connection_timeout = Duration::ZERO), "connection_timeout");
         assert_eq!(with(|c| c.max_deliver = 0), "max_deliver");
+        assert_eq!(with(|c| c.default_max_age = Duration::MAX), "default_max_age");
+        assert_eq!(with(|c| c.reconnect_buffer_size = 1), "reconnect_buffer_size");
+        assert_eq!(with(|c| c.reconnect_buffer_size = usize::MAX), "reconnect_buffer_size");
         let many = NATSStorageOptions { replicas: 6, ..NATSStorageOptions::new() };
         assert_eq!(good.check(&many).unwrap_err().field, "replicas");
     }

@@ -1,9 +1,74 @@
-//! What the product's NATS guide promises of a token beside its fields.
+//! What the product's NATS guide promises of a store and of a token beside what the rooms need.
+
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::names;
-use crate::domain::{HistoryEvent, PlaceId, Token, TransitionId, TransitionRecord};
+use super::{NATSStorage, names};
+use crate::domain::{
+    Change, HistoryEvent, PlaceId, Token, TransitionId, TransitionRecord, WorkflowDefinition,
+    WorkflowEvent, WorkflowId,
+};
+use crate::storage::{StorageError, WorkflowStorage, whole};
+
+impl NATSStorage {
+    /// Stores a definition as it is, with the event of its creation, and gives the one that is
+    /// there. That the same definition is there already is no error.
+    ///
+    /// What it says is the caller's to check, as [`crate::domain::Workflow::check`] does. Another
+    /// definition of this id is [`StorageError::WorkflowExists`].
+    pub async fn create_workflow(
+        &self,
+        definition: WorkflowDefinition,
+    ) -> Result<WorkflowDefinition, StorageError> {
+        let event = WorkflowEvent::workflow_created(definition.id.clone(), definition.created_at);
+        match self.insert_workflow(definition.clone(), event).await {
+            Ok(()) => Ok(definition),
+            Err(exists @ StorageError::WorkflowExists { .. }) => {
+                let there = self.load_workflow(&definition.id).await?;
+                there.filter(|there| there.same_as(&definition)).ok_or(exists)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores a token as it is, with the event of its creation: for tokens that come from
+    /// elsewhere. Its workflow and its place must be there, else it is [`StorageError::Unfit`].
+    ///
+    /// [`StorageError::TokenExists`] if its id is taken, as after an earlier try.
+    pub async fn create_token_with_event(
+        &self,
+        token: Token,
+        triggered_by: Option<String>,
+    ) -> Result<Token, StorageError> {
+        let cannot = |reason: &str| StorageError::Unfit {
+            what: format!("token {} for place {} of {}", token.id, token.place, token.workflow_id),
+            reason: reason.to_owned(),
+        };
+        let definition = self.load_workflow(&token.workflow_id).await?;
+        let definition =
+            definition.ok_or_else(|| cannot("the workflow is not there; create it first"))?;
+        if !definition.places.contains(&token.place) {
+            return Err(cannot("the workflow has no such place"));
+        }
+        let change = Change::adopted(token, &definition, triggered_by);
+        let stored = self.insert_token(change).await?;
+        let mut token = Arc::unwrap_or_clone(stored.token);
+        token.nats_timestamp = self.message_time(stored.revision).await?;
+        Ok(token)
+    }
+
+    /// All definitions, ordered by id. [`StorageError::TooLarge`] above 1 GiB.
+    pub async fn list_workflows(&self) -> Result<Vec<WorkflowDefinition>, StorageError> {
+        whole::workflows(self).await
+    }
+
+    /// All tokens of a workflow, in the order of their arrival, each once.
+    /// [`StorageError::TooLarge`] above 1 GiB.
+    pub async fn list_tokens(&self, workflow: &WorkflowId) -> Result<Vec<Token>, StorageError> {
+        whole::tokens(self, workflow).await
+    }
+}
 
 impl Token {
     /// Notes where the token stands on the bus: sequence, time and subject of its message. The

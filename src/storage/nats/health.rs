@@ -85,8 +85,9 @@ impl NATSStorage {
             return ConnectionStatus::Connected;
         }
         match self.meter.disconnected_since() {
-            Some(since) if since.elapsed() < RECONNECTING_MAX => ConnectionStatus::Reconnecting,
-            _ => ConnectionStatus::Disconnected,
+            Some(since) if since.elapsed() >= RECONNECTING_MAX => ConnectionStatus::Disconnected,
+            // It broke so lately that nobody has noticed yet.
+            _ => ConnectionStatus::Reconnecting,
         }
     }
 
@@ -106,15 +107,16 @@ impl NATSStorage {
         }
         match api::stream_state(&self.link).await {
             Ok(state) => {
-                self.reader.set_placement(&state);
-                judge(&state, self.retention.full())
+                self.reader.set_stream(&state);
+                self.retention.counted(&state);
+                judge(&state, self.retention.full(), self.reader.mirror())
             }
             Err(error) => StorageHealth::Unhealthy(error.to_string()),
         }
     }
 }
 
-fn judge(state: &StreamState, full: Option<String>) -> StorageHealth {
+fn judge(state: &StreamState, full: Option<String>, mirror: Option<String>) -> StorageHealth {
     if state.replicas > 1 && state.leader.is_none() {
         return StorageHealth::Unhealthy("the stream has no leader".to_owned());
     }
@@ -128,6 +130,9 @@ fn judge(state: &StreamState, full: Option<String>) -> StorageHealth {
         wrong.push(format!("{copies} of {} replicas are there", state.replicas));
     }
     wrong.extend(full);
+    wrong.extend(mirror.map(|mirror| {
+        format!("stream {mirror} mirrors ours and answers its direct gets, so reads are slower; set mirror_direct to false there")
+    }));
     if wrong.is_empty() {
         StorageHealth::Healthy
     } else {

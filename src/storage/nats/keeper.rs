@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
-use super::api;
+use super::api::{self, StreamState};
 use super::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
+use super::ghosts;
 use super::health::Meter;
 use super::index::WorkflowIndex;
 use super::link::Link;
@@ -20,6 +21,32 @@ use crate::domain::Token;
 
 /// Pause between two tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_millis(250);
+
+/// Pause before what did not work is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time for one walk through all tokens: a million take some seconds.
+const CLEANING_MAX: Duration = Duration::from_secs(120);
+
+/// What the stream comes from: where it is another, a server may have crashed in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Origin {
+    created: String,
+    server_id: String,
+    leader: Option<String>,
+    leader_since: String,
+}
+
+impl Origin {
+    fn of(link: &Link, state: &StreamState) -> Self {
+        Self {
+            created: state.created.clone(),
+            server_id: link.server_id(),
+            leader: state.leader.clone(),
+            leader_since: state.leader_since.clone(),
+        }
+    }
+}
 
 /// Why a store could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -60,6 +87,8 @@ pub struct Keeper {
     pub config: NATSStorageConfig,
     pub options: NATSStorageOptions,
     pub opened: watch::Sender<Opened>,
+    /// The server process whose stream was cleaned last.
+    pub clean: watch::Sender<String>,
 }
 
 impl Keeper {
@@ -68,10 +97,8 @@ impl Keeper {
             return;
         }
         let mut changes = self.link.changes();
-        let mut was_connected = true;
+        let (mut was_connected, mut cleaned) = (true, None);
         loop {
-            // Whether the connection changed or time passed, it looks.
-            drop(timeout(self.options.health_check_interval, changes.changed()).await);
             let connected = self.link.is_connected();
             self.meter.set_connected(connected);
             match (was_connected, connected) {
@@ -81,16 +108,51 @@ impl Keeper {
                 (true, true) => {}
             }
             was_connected = connected;
-            if connected {
-                match api::stream_state(&self.link).await {
-                    Ok(state) => {
-                        self.reader.set_placement(&state);
-                        self.retention.counted(&state);
-                    }
-                    Err(error) => warn!(error = %error, "the stream cannot be looked at"),
-                }
-            }
+            let done = !connected || self.look(&mut cleaned).await;
+            let period = if done { self.options.health_check_interval } else { RETRY_PAUSE };
+            // Whether the connection changed or time passed, it looks.
+            drop(timeout(period, changes.changed()).await);
         }
+    }
+
+    /// Looks at the stream, and cleans up if a server of it may have crashed since. Whether all of
+    /// it worked.
+    async fn look(&self, cleaned: &mut Option<Origin>) -> bool {
+        let state = match api::stream_state(&self.link).await {
+            Ok(state) => state,
+            Err(error) => {
+                warn!(error = %error, "the stream cannot be looked at");
+                return false;
+            }
+        };
+        self.reader.set_stream(&state);
+        self.retention.counted(&state);
+        match api::mirror(&self.link).await {
+            Ok(mirror) => self.reader.set_mirror(mirror),
+            Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
+        }
+        let origin = Origin::of(&self.link, &state);
+        if cleaned.as_ref() == Some(&origin) {
+            return true;
+        }
+        match timeout(CLEANING_MAX, ghosts::remove(&self.link, &self.reader)).await {
+            Ok(Ok(removed)) => {
+                if removed > 0 {
+                    warn!(
+                        messages = removed,
+                        "nats-server had brought removed states of tokens back, after a crash of its own; they are removed again"
+                    );
+                }
+                self.clean.send_replace(origin.server_id.clone());
+                *cleaned = Some(origin);
+                return true;
+            }
+            Ok(Err(error)) => {
+                warn!(error = %error, "what a crash may have brought back cannot be looked for")
+            }
+            Err(_) => warn!("looking for what a crash may have brought back took too long"),
+        }
+        false
     }
 
     /// Tries until the store is open; says once a period why it is not. False if it cannot be.
@@ -104,7 +166,7 @@ impl Keeper {
             };
             match outcome {
                 Ok(state) => {
-                    self.reader.set_placement(&state);
+                    self.reader.set_stream(&state);
                     self.retention.counted(&state);
                     self.learn_workflows().await;
                     if told.is_some() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, StatusCode};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -167,6 +167,11 @@ impl Link {
         self.client.try_server_info()
     }
 
+    /// The server process that it stands to: another id means another one, or that it was restarted.
+    pub fn server_id(&self) -> String {
+        self.server().map(|server| server.server_id).unwrap_or_default()
+    }
+
     /// A number that changes whenever the connection breaks or stands again.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -244,6 +249,30 @@ impl Link {
         handed_over(deadline, sent).await
     }
 
+    /// A subscription of its own, for answers that keep their subject, and where they are sent to.
+    pub async fn subscribe_inbox(&self) -> Result<(String, Subscriber), LinkError> {
+        self.connected(Instant::now() + CONNECT_WAIT_MAX).await?;
+        let inbox = self.client.new_inbox();
+        let subscribed = self.client.subscribe(inbox.clone());
+        match timeout(CONNECT_WAIT_MAX, subscribed).await {
+            Ok(Ok(subscriber)) => Ok((inbox, subscriber)),
+            Ok(Err(error)) => Err(LinkError::NotSent(error.to_string())),
+            Err(_) => Err(LinkError::NotSent("the connection takes nothing more".to_owned())),
+        }
+    }
+
+    /// Sends a message whose answers go to `reply`.
+    pub async fn publish_for(
+        &self,
+        subject: String,
+        reply: &str,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<(), LinkError> {
+        let sent = self.client.publish_with_reply(subject, reply.to_owned(), payload);
+        handed_over(deadline, sent).await
+    }
+
     /// Lets go of the connection.
     pub async fn close(&self) {
         // It may be gone; what was accepted has had its answer.
@@ -285,6 +314,10 @@ async fn connect_options(
             let pause = Duration::from_millis(25) * 2_u32.pow(attempts.min(6) as u32);
             pause.min(RECONNECT_PAUSE_MAX)
         });
+    if let Some((user, password)) = config.login()? {
+        // The client takes no notice of what stands before a host.
+        connect = connect.user_and_password(user, password);
+    }
     if let Some(path) = &options.credentials_file {
         connect = connect
             .credentials_file(path)
@@ -310,14 +343,19 @@ fn callback(
 ) -> impl Fn(Event) -> Noted + Send + Sync {
     move |event| {
         match event {
-            Event::Connected => *waiters.complaint() = None,
+            Event::Connected => {
+                *waiters.complaint() = None;
+                changed.send_modify(|number| *number += 1);
+            }
             // Whatever was asked on the old connection is not answered on the new one.
-            Event::Disconnected | Event::Closed => waiters.replies().clear(),
+            Event::Disconnected | Event::Closed => {
+                waiters.replies().clear();
+                changed.send_modify(|number| *number += 1);
+            }
             Event::ServerError(error) => *waiters.complaint() = Some(error.to_string()),
             Event::ClientError(error) => *waiters.complaint() = Some(error.to_string()),
             Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {}
         }
-        changed.send_modify(|number| *number += 1);
         Box::pin(async {})
     }
 }

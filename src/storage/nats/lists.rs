@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::codec::Stored;
 use super::history;
+use super::index::WorkflowIndex;
 use super::link::Link;
 use super::names;
 use super::read::{Reader, unavailable};
-use super::subjects;
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
 use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
@@ -148,13 +148,14 @@ async fn newest_before(
 pub async fn workflows(
     link: &Link,
     reader: &Reader,
+    index: &WorkflowIndex,
     after: Option<&WorkflowId>,
     limit: PageLimit,
 ) -> Result<Page<WorkflowDefinition>, StorageError> {
-    let names = subjects::workflows(link).await?;
+    let names = index.all(link).await?;
     let first = after.map_or(0, |after| names.partition_point(|name| name <= after));
     let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
-    let wanted = names.into_iter().skip(first).take(limit.rows.saturating_add(1));
+    let wanted = names.iter().skip(first).take(limit.rows.saturating_add(1)).cloned();
     let definition = |name: WorkflowId| async move { reader.definition(&name).await };
     let mut found = stream::iter(wanted).map(definition).buffered(DEFINITIONS_AT_ONCE);
     while let Some(definition) = found.try_next().await? {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -16,6 +17,7 @@ mod change;
 mod codec;
 mod committer;
 mod config;
+mod ghosts;
 mod guide;
 mod health;
 mod history;
@@ -34,7 +36,7 @@ pub use config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions, shown_u
 pub use health::{ConnectionStatus, HealthStatus, NATSMetrics, nats_health_check};
 pub use keeper::NATSOpenError;
 
-use self::change::{Commit, Done, Pending};
+use self::change::{Commit, Pending};
 use self::committer::Committer;
 use self::health::Meter;
 use self::index::WorkflowIndex;
@@ -51,7 +53,20 @@ use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId
 
 /// Time after which a write is not begun any more; one that is under way may take a few seconds
 /// longer.
-const WRITE_WAIT_MAX: Duration = Duration::from_secs(8);
+const WRITE_WAIT_MAX: Duration = Duration::from_secs(6);
+
+/// Time after which a write is given up that was begun and has no outcome; the committer answers
+/// before.
+const OUTCOME_WAIT_MAX: Duration = Duration::from_secs(18);
+
+/// How long a list waits for the end of the walk that follows a start of nats-server.
+const CLEAN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes that nats-server may need beside the payload of a message: its headers and subject.
+const HEADERS_BYTES_MAX: usize = 1_536;
+
+/// Workflows of one hash that are looked in one by one; if there are more, all are looked in at once.
+const CANDIDATES_MAX: usize = 4;
 
 /// Writes that wait at once, beside the bound on their bytes.
 const WRITES_MAX: usize = 4_096;
@@ -69,6 +84,7 @@ pub struct NATSStorage {
     meter: Arc<Meter>,
     config: NATSStorageConfig,
     opened: watch::Receiver<Opened>,
+    clean: watch::Receiver<String>,
     /// Bytes that writes may still take while they wait.
     room: Arc<Semaphore>,
     /// Where writes go; none once the store is closed.
@@ -129,6 +145,7 @@ impl NATSStorage {
         );
         let (set_opened, opened) =
             watch::channel(Opened::NotYet("it has not connected yet".into()));
+        let (set_clean, clean) = watch::channel(String::new());
         let keeper = Keeper {
             link: Arc::clone(&link),
             reader: Arc::clone(&reader),
@@ -138,11 +155,29 @@ impl NATSStorage {
             config: config.clone(),
             options,
             opened: set_opened,
+            clean: set_clean,
         };
-        let tasks = vec![tokio::spawn(committer.run()), tokio::spawn(keeper.run())];
+        let room_maker = Arc::clone(&retention);
+        let tasks = vec![
+            tokio::spawn(committer.run()),
+            tokio::spawn(keeper.run()),
+            tokio::spawn(async move { room_maker.run().await }),
+        ];
         let room = Arc::new(Semaphore::new(config.reconnect_buffer_size.max(1)));
         let (queue, tasks) = (Mutex::new(Some(queue)), Mutex::new(tasks));
-        Ok(Self { link, reader, retention, index, meter, config, opened, room, queue, tasks })
+        Ok(Self {
+            link,
+            reader,
+            retention,
+            index,
+            meter,
+            config,
+            opened,
+            clean,
+            room,
+            queue,
+            tasks,
+        })
     }
 
     /// Waits until the store can be used, however long that takes, or it is clear that it cannot.
@@ -167,8 +202,10 @@ impl NATSStorage {
 
     /// Whether calls make sense now.
     fn usable(&self) -> Result<(), StorageError> {
-        if self.queue.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return Err(unavailable("it was closed"));
+        match &*self.queue.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(queue) if !queue.is_closed() => {}
+            Some(_) => return Err(unavailable("the task that writes has ended")),
+            None => return Err(unavailable("it was closed")),
         }
         match &*self.opened.borrow() {
             Opened::Yes => Ok(()),
@@ -177,7 +214,7 @@ impl NATSStorage {
     }
 
     /// Hands a commit to the committer and waits for its outcome.
-    async fn write(&self, commit: Commit) -> Result<Done, StorageError> {
+    async fn write(&self, commit: Commit) -> Result<Sequence, StorageError> {
         self.usable()?;
         let begun = Instant::now();
         let deadline = begun + WRITE_WAIT_MAX;
@@ -186,7 +223,12 @@ impl NATSStorage {
         outcome
     }
 
-    async fn write_until(&self, commit: Commit, deadline: Instant) -> Result<Done, StorageError> {
+    async fn write_until(
+        &self,
+        commit: Commit,
+        deadline: Instant,
+    ) -> Result<Sequence, StorageError> {
+        self.fits(&commit)?;
         let connect_by = deadline.min(Instant::now() + link::CONNECT_WAIT_MAX);
         self.link.connected(connect_by).await.map_err(unavailable)?;
         let bytes = commit.bytes();
@@ -205,6 +247,7 @@ impl NATSStorage {
             deadline,
             maybe_done: false,
             reason: String::new(),
+            refusals: 0,
             full_since: None,
             answer,
             room,
@@ -212,27 +255,35 @@ impl NATSStorage {
         let sent = timeout_at(deadline, queue.send(pending)).await.map_err(|_| busy())?;
         sent.map_err(|_| unavailable("it was closed"))?;
         drop(queue);
-        // The committer answers everything that it took, each in bounded time.
-        outcome.await.unwrap_or_else(|_| {
-            let reason = "the task that writes has ended".to_owned();
-            Err(StorageError::OutcomeUnknown { reason })
-        })
+        let unknown =
+            |reason: &str| Err(StorageError::OutcomeUnknown { reason: reason.to_owned() });
+        match timeout(OUTCOME_WAIT_MAX, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => unknown("the task that writes has ended"),
+            Err(_) => unknown("the task that writes did not answer in time"),
+        }
     }
 
-    /// Stores a token as it is, with the event of its creation: for tokens that come from
-    /// elsewhere. Its workflow must be there.
-    pub async fn create_token_with_event(
-        &self,
-        token: Token,
-        triggered_by: Option<String>,
-    ) -> Result<Token, StorageError> {
-        let definition = self.load_workflow(&token.workflow_id).await?;
-        let definition = definition.ok_or_else(|| StorageError::Corrupt {
-            what: format!("workflow {} of token {}", token.workflow_id, token.id),
-            reason: "it is not there; create it first".to_owned(),
-        })?;
-        let change = Change::adopted(token, &definition, triggered_by);
-        Ok(Arc::unwrap_or_clone(self.insert_token(change).await?.token))
+    /// Whether nats-server takes messages as large as these.
+    fn fits(&self, commit: &Commit) -> Result<(), StorageError> {
+        let most = self.link.server().map_or(usize::MAX, |server| server.max_payload);
+        let largest = commit.messages.iter().map(|message| message.payload.len()).max();
+        match largest {
+            Some(bytes) if bytes + HEADERS_BYTES_MAX > most => {
+                let what = format!("what is to be written of {}", commit.target);
+                let bytes_max = most.saturating_sub(HEADERS_BYTES_MAX);
+                Err(StorageError::TooLarge { what, bytes, bytes_max })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits, for a moment, until what a crash of nats-server may have brought back is removed.
+    async fn cleaned(&self) {
+        let mut clean = self.clean.clone();
+        let is_clean = clean.wait_for(|server_id| *server_id == self.link.server_id());
+        // After that a list is better than none.
+        drop(timeout(CLEAN_WAIT_MAX, is_clean).await);
     }
 }
 
@@ -249,7 +300,7 @@ impl WorkflowStorage for NATSStorage {
     ) -> Result<(), StorageError> {
         let age = self.config.default_max_age;
         self.write(Commit::create_workflow(&definition, &event, age)?).await?;
-        self.index.learn(&definition.id);
+        self.index.created(&definition.id);
         Ok(())
     }
 
@@ -271,14 +322,13 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<WorkflowDefinition>, StorageError> {
         self.usable()?;
-        lists::workflows(&self.link, &self.reader, after, limit).await
+        lists::workflows(&self.link, &self.reader, &self.index, after, limit).await
     }
 
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
         keeper::forget_place_on_bus(&mut change.token);
         let commit = Commit::create_token(&change, self.config.default_max_age)?;
-        let done = self.write(commit).await?;
-        Ok(stored(change.token, done))
+        Ok(stored(change.token, self.write(commit).await?))
     }
 
     async fn commit(
@@ -292,8 +342,7 @@ impl WorkflowStorage for NATSStorage {
             return Err(StorageError::Conflict { token: change.token.id, expected });
         }
         let commit = Commit::move_token(expected, &change, self.config.default_max_age)?;
-        let done = self.write(commit).await?;
-        Ok(stored(change.token, done))
+        Ok(stored(change.token, self.write(commit).await?))
     }
 
     async fn load_token(
@@ -306,6 +355,7 @@ impl WorkflowStorage for NATSStorage {
             Some(workflow) => vec![workflow.clone()],
             None => self.index.with_hash(names::id_hash(id)),
         };
+        let candidates = if candidates.len() > CANDIDATES_MAX { vec![] } else { candidates };
         for candidate in &candidates {
             let found = self.reader.last(&names::token_anywhere(candidate, id)).await?;
             if let Some(found) = found.filter(|found| !found.is_departure()) {
@@ -322,6 +372,14 @@ impl WorkflowStorage for NATSStorage {
         Ok(Some(token))
     }
 
+    async fn message_time(
+        &self,
+        revision: Sequence,
+    ) -> Result<Option<DateTime<Utc>>, StorageError> {
+        self.usable()?;
+        Ok(self.reader.at(revision.0).await?.map(|message| message.time))
+    }
+
     async fn list_tokens(
         &self,
         scope: &TokenScope,
@@ -329,6 +387,7 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError> {
         self.usable()?;
+        self.cleaned().await;
         let filter = match scope {
             TokenScope::All => ALL_TOKENS.to_owned(),
             TokenScope::Workflow(workflow) => names::tokens_of(workflow),
@@ -386,16 +445,10 @@ impl Drop for NATSStorage {
     }
 }
 
-/// A token with where it stands now.
-fn stored(mut token: Token, done: Done) -> StoredToken {
-    let subject = token.nats_subject_for_place();
-    match done.time {
-        Some(time) => token.set_nats_metadata(done.sequence, time, subject),
-        None => {
-            // Its time could not be read; the next read has it.
-            token.set_nats_metadata(done.sequence, token.updated_at, subject);
-            token.nats_timestamp = None;
-        }
-    }
-    StoredToken { token: Arc::new(token), revision: Sequence(done.sequence) }
+/// A token that was just written, with where it stands now; when it came there, the bus knows.
+fn stored(mut token: Token, revision: Sequence) -> StoredToken {
+    let (now, subject) = (token.updated_at, token.nats_subject_for_place());
+    token.set_nats_metadata(revision.0, now, subject);
+    token.nats_timestamp = None;
+    StoredToken { token: Arc::new(token), revision }
 }

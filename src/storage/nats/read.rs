@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::StatusCode;
+use async_nats::{Message, StatusCode};
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -22,30 +23,34 @@ const RUN_MESSAGES_MAX: usize = 2_048;
 /// Bytes asked for at once: a run is in memory as a whole.
 pub const RUN_BYTES_MAX: usize = 8 << 20;
 
-/// Pause before a replica that lags is asked again.
-const LAG_PAUSE: Duration = Duration::from_millis(5);
-
-/// How often a replica that lags is asked again before the leader is asked instead.
-const LAG_LOOKS: usize = 20;
+/// Pause before it is asked again where nobody answered.
+const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads from the stream such that no answer is older than an earlier answer or acknowledgement
 /// of this process.
+///
+/// A direct get is answered by any copy of the stream: each of its replicas, wherever the request
+/// came in, and also each stream that mirrors it, which applies no rollup. So direct gets are asked
+/// only where there is one copy; else the leader is asked through the API. An answer that comes
+/// from another stream, or says that there is nothing, is asked again there.
 pub struct Reader {
     pub link: Arc<Link>,
     pub hints: Hints,
     attempts: usize,
-    placement: Mutex<Placement>,
+    copies: Mutex<Copies>,
     /// The highest sequence that was acknowledged or read here.
     seen: AtomicU64,
     /// The highest sequence that is known of.
     last: AtomicU64,
 }
 
-/// Where the copies of the stream are.
+/// Which stream it is, and what copies of it there are.
 #[derive(Debug, Clone, Default)]
-struct Placement {
+struct Copies {
+    created: String,
     replicas: u64,
-    members: Vec<String>,
+    /// A stream that mirrors it and answers its direct gets.
+    mirror: Option<String>,
 }
 
 /// Part of the messages on a subject, in their order.
@@ -54,6 +59,8 @@ pub struct Run {
     pub messages: Vec<Stored>,
     /// Whether more came after them.
     pub more: bool,
+    /// The newest message that there was when they were read, where the server tells it.
+    pub up_to: Option<u64>,
 }
 
 /// A failed read as the caller of the store sees it: nothing was changed.
@@ -63,17 +70,44 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
-        let (placement, seen) = (Mutex::default(), AtomicU64::new(0));
-        Self { link, hints: Hints::new(), attempts, placement, seen, last: AtomicU64::new(0) }
+        let (copies, seen) = (Mutex::default(), AtomicU64::new(0));
+        Self { link, hints: Hints::new(), attempts, copies, seen, last: AtomicU64::new(0) }
     }
 
-    /// Notes where the copies of the stream are now.
-    pub fn set_placement(&self, state: &StreamState) {
-        let members = state.leader.iter().chain(state.peers.iter().map(|(name, _)| name)).cloned();
-        let placement = Placement { replicas: state.replicas, members: members.collect() };
-        *self.placement.lock().unwrap_or_else(PoisonError::into_inner) = placement;
+    fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes how the stream is now. If it is another one, such as after a backup was restored,
+    /// what was known of the old one is forgotten.
+    pub fn set_stream(&self, state: &StreamState) {
+        let mut copies = self.copies();
+        copies.replicas = state.replicas;
+        if copies.created != state.created {
+            copies.created.clone_from(&state.created);
+            self.hints.forget();
+            self.seen.store(0, Ordering::Release);
+            self.last.store(0, Ordering::Release);
+        }
+        drop(copies);
         self.hints.set_subjects(state.subjects);
         self.last.fetch_max(state.last_sequence, Ordering::AcqRel);
+    }
+
+    /// Notes the stream that mirrors ours, if there is one.
+    pub fn set_mirror(&self, mirror: Option<String>) {
+        self.copies().mirror = mirror;
+    }
+
+    /// The stream that mirrors ours and answers its direct gets, if there is one.
+    pub fn mirror(&self) -> Option<String> {
+        self.copies().mirror.clone()
+    }
+
+    /// Whether a direct get is answered by the stream's only copy.
+    pub fn is_only_copy(&self) -> bool {
+        let copies = self.copies();
+        copies.replicas <= 1 && copies.mirror.is_none()
     }
 
     /// The highest sequence that is known of.
@@ -81,13 +115,9 @@ impl Reader {
         self.last.load(Ordering::Acquire).max(self.seen.load(Ordering::Acquire))
     }
 
-    fn placement(&self) -> Placement {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Copies of the stream.
-    pub fn replicas(&self) -> u64 {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).replicas
+    /// The highest sequence that was shown to somebody.
+    pub fn seen(&self) -> u64 {
+        self.seen.load(Ordering::Acquire)
     }
 
     /// Notes that this sequence was shown to somebody; no later list may be older.
@@ -108,46 +138,52 @@ impl Reader {
         self.one(&json!({ "seq": sequence })).await
     }
 
-    /// One message as the leader has it. With one replica a direct get asks it; with more it may
-    /// ask a replica that lags, so the leader is asked through the API.
+    /// The oldest message on the subjects that match a filter.
+    pub async fn first(&self, filter: &str) -> Result<Option<Stored>, StorageError> {
+        self.one(&json!({ "seq": 1, "next_by_subj": filter })).await
+    }
+
     async fn one(&self, request: &Value) -> Result<Option<Stored>, StorageError> {
         let request = codec::request(request);
-        let direct = self.replicas() <= 1;
-        let subject = if direct {
-            format!("$JS.API.DIRECT.GET.{STREAM}")
-        } else {
-            format!("$JS.API.STREAM.MSG.GET.{STREAM}")
-        };
-        let mut attempt = 1;
-        let answer = loop {
-            let asked =
-                self.link.request(subject.clone(), None, request.clone(), ANSWER_WAIT).await;
-            match asked {
-                Ok(answer) => break answer,
-                Err(LinkError::NotSent(reason)) => return Err(unavailable(reason)),
-                Err(error) if attempt >= self.attempts => return Err(unavailable(error)),
-                Err(LinkError::NoResponders(_)) => sleep(LAG_PAUSE * 20).await,
-                Err(LinkError::NoAnswer(_)) => {}
-            }
-            attempt += 1;
-        };
-        let found = if direct {
+        let mut found = None;
+        if self.is_only_copy() {
+            let answer = self.asked(&format!("$JS.API.DIRECT.GET.{STREAM}"), &request).await?;
             match answer.status {
-                Some(StatusCode::NOT_FOUND) => None,
-                None | Some(StatusCode::OK) => Some(Stored::from_direct(answer)?),
+                None | Some(StatusCode::OK) if is_ours(&answer) => {
+                    found = Some(Stored::from_direct(answer)?);
+                }
+                None | Some(StatusCode::OK | StatusCode::NOT_FOUND) => {}
                 Some(status) => return Err(refused(status, answer.description.as_deref())),
             }
-        } else {
-            match api::parse_error(&answer.payload) {
+        }
+        if found.is_none() {
+            let answer = self.asked(&format!("$JS.API.STREAM.MSG.GET.{STREAM}"), &request).await?;
+            found = match api::parse_error(&answer.payload) {
                 None => Some(Stored::from_leader(&answer.payload)?),
                 Some(error) if error.is(code::NO_MESSAGE) => None,
                 Some(error) => return Err(unavailable(error)),
-            }
-        };
+            };
+        }
         if let Some(found) = &found {
             self.note(found.sequence);
         }
         Ok(found)
+    }
+
+    /// One answer to one question, asked again where it was lost on its way.
+    async fn asked(&self, subject: &str, request: &Bytes) -> Result<Message, StorageError> {
+        let mut attempt = 1;
+        loop {
+            let asked = self.link.request(subject.to_owned(), None, request.clone(), ANSWER_WAIT);
+            match asked.await {
+                Ok(answer) => return Ok(answer),
+                Err(LinkError::NotSent(reason)) => return Err(unavailable(reason)),
+                Err(error) if attempt >= self.attempts => return Err(unavailable(error)),
+                Err(LinkError::NoResponders(_)) => sleep(NOBODY_PAUSE).await,
+                Err(LinkError::NoAnswer(_)) => {}
+            }
+            attempt += 1;
+        }
     }
 
     /// The token messages on the subjects that match a filter, from `start` on, about `limit` of
@@ -173,7 +209,7 @@ impl Reader {
     ) -> Result<Run, StorageError> {
         let limit = limit.clamp(1, RUN_MESSAGES_MAX);
         let run = || async {
-            if self.replica_is_near().await {
+            if self.is_only_copy() {
                 self.direct_run(filter, start, limit).await
             } else {
                 self.leader_run(filter, start, limit, deadline).await
@@ -207,36 +243,6 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Whether direct gets are answered by one copy that has all that was shown here before.
-    ///
-    /// nats-server gives a request to the subscriber on the server that it came in at, if there is
-    /// one. So if that server holds a copy, that copy answers the question here and the one after.
-    pub async fn replica_is_near(&self) -> bool {
-        let placement = self.placement();
-        if placement.replicas <= 1 {
-            return true;
-        }
-        let here = self.link.server().map(|server| server.server_name).unwrap_or_default();
-        if !placement.members.contains(&here) {
-            return false;
-        }
-        let seen = self.seen.load(Ordering::Acquire);
-        if seen == 0 {
-            return true;
-        }
-        let question = codec::request(&json!({ "seq": seen, "batch": 1, "no_hdr": true }));
-        for _ in 0..LAG_LOOKS {
-            let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
-            let asked = self.link.request(subject, None, question.clone(), ANSWER_WAIT).await;
-            match asked {
-                Ok(answer) if answer.status.is_none() => return true,
-                Ok(_) => sleep(LAG_PAUSE).await,
-                Err(_) => return false,
-            }
-        }
-        false
     }
 
     async fn direct_run(
@@ -273,6 +279,9 @@ impl Reader {
                     if number(&message, "Nats-Last-Sequence") != Some(last) {
                         return Err(unavailable("a message of a list was lost on its way"));
                     }
+                    if !is_ours(&message) {
+                        return Err(unavailable("a mirror of the stream has answered"));
+                    }
                     let stored = Stored::from_direct(message)?;
                     last = stored.sequence;
                     run.messages.push(stored);
@@ -283,6 +292,7 @@ impl Reader {
                         return Err(unavailable("a message of a list was lost on its way"));
                     }
                     run.more = number(&message, "Nats-Num-Pending").is_some_and(|left| left > 0);
+                    run.up_to = number(&message, "Nats-UpTo-Sequence");
                     return Ok(Ok(run));
                 }
                 Some(status) => return Ok(Err((status, message.description))),
@@ -331,7 +341,13 @@ impl Reader {
     }
 }
 
-fn number(message: &async_nats::Message, header: &str) -> Option<u64> {
+/// Whether a direct get was answered by our stream, and not by a mirror of it.
+pub fn is_ours(answer: &Message) -> bool {
+    let stream = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Stream"));
+    stream.is_some_and(|stream| stream.as_str() == STREAM)
+}
+
+fn number(message: &Message, header: &str) -> Option<u64> {
     message.headers.as_ref()?.get(header)?.as_str().parse().ok()
 }
 

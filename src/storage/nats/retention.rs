@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::api::{self, ApiError, ask};
@@ -17,17 +18,26 @@ use crate::storage::StorageError;
 /// How old the count of what the stream holds may be while this process writes: others write, too.
 const COUNT_AGE_MAX: Duration = Duration::from_secs(1);
 
-/// Pause after there was nothing to remove.
-const USELESS_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two looks, and after one that found nothing to remove; a look that took long is
+/// followed by a pause of so many times its length.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+const USELESS_PAUSE: Duration = Duration::from_millis(500);
+const USELESS_PAUSE_TIMES: u32 = 10;
 
-/// Parts of the stream's age in which completed tokens are removed, oldest first.
+/// How long the committer waits for a look. What takes longer goes on beside it.
+const LOOK_WAIT: Duration = Duration::from_secs(1);
+
+/// Parts in which completed tokens are removed, oldest first.
 const COMPLETED_STEPS: u64 = 4;
 
-/// Keeps the stream below its limits.
+/// Keeps the stream below its limits. A task of its own looks and removes; the committer only asks
+/// for a look, and what the last one found.
 pub struct Retention {
     link: Arc<Link>,
     reader: Arc<Reader>,
     usage: Mutex<Usage>,
+    wanted: Notify,
+    looks: watch::Sender<u64>,
 }
 
 /// What the stream holds, as it was counted and as this process has written since.
@@ -37,6 +47,10 @@ struct Usage {
     bytes: Room,
     counted: Instant,
     useless_until: Instant,
+    /// Whether something did not fit, whatever the count says.
+    refused: bool,
+    /// What the last look removed.
+    removed: u64,
     /// Why creations are refused, while they are.
     full: Option<String>,
 }
@@ -46,7 +60,7 @@ struct Usage {
 struct Room {
     used: u64,
     max: Option<u64>,
-    /// The bounds of [`Room::reserve`].
+    /// The bounds of [`Room::reserve`]; the lower one is at most a quarter of the limit.
     reserve: (u64, u64),
 }
 
@@ -54,7 +68,7 @@ impl Room {
     /// What creations leave free, so that what is there can still move: a twentieth, within bounds.
     fn reserve(&self) -> u64 {
         let (least, most) = self.reserve;
-        self.max.map_or(0, |max| (max / 20).clamp(least, most))
+        self.max.map_or(0, |max| (max / 20).clamp(least.min(max / 4), most))
     }
 
     /// Whether history should go.
@@ -79,16 +93,37 @@ impl Retention {
         let now = Instant::now();
         let usage = Usage {
             messages: Room { reserve: (32, 2_000), ..Room::default() },
-            bytes: Room { reserve: (64 << 10, 8 << 20), ..Room::default() },
+            // Two of the largest records: one that moves is there twice for a moment.
+            bytes: Room { reserve: (2_500_000, 8 << 20), ..Room::default() },
             counted: now,
             useless_until: now,
+            refused: false,
+            removed: 0,
             full: None,
         };
-        Self { link, reader, usage: Mutex::new(usage) }
+        let (usage, wanted) = (Mutex::new(usage), Notify::new());
+        Self { link, reader, usage, wanted, looks: watch::Sender::new(0) }
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whenever it is asked to, for ever.
+    pub async fn run(&self) {
+        loop {
+            self.wanted.notified().await;
+            let removed = match self.look().await {
+                Ok(removed) => removed,
+                Err(error) => {
+                    warn!(error = %error, "could not make room in the stream");
+                    0
+                }
+            };
+            self.usage().removed = removed;
+            self.looks.send_modify(|number| *number += 1);
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// Notes what was counted.
@@ -97,14 +132,9 @@ impl Retention {
         (usage.messages.used, usage.messages.max) = (state.messages, state.messages_max);
         (usage.bytes.used, usage.bytes.max) = (state.bytes, state.bytes_max);
         usage.counted = Instant::now();
-        let full = (usage.messages.is_full() || usage.bytes.is_full()).then(|| usage.reason());
-        if full.is_some() != usage.full.is_some() {
-            match &full {
-                Some(reason) => warn!(reason, "the stream is full, nothing new is accepted"),
-                None => info!("the stream has room again"),
-            }
+        if !usage.is_full() && usage.full.take().is_some() {
+            info!("the stream has room again");
         }
-        usage.full = full;
     }
 
     /// Why creations are refused, while they are.
@@ -112,63 +142,86 @@ impl Retention {
         self.usage().full.clone()
     }
 
-    /// Counts in a batch that is about to be sent, makes room if it is getting scarce, and gives
-    /// the reason if nothing new may be created.
+    /// Counts in a batch that is about to be sent. Gives the reason if nothing new may be created.
     pub async fn before_batch(&self, messages: u64, bytes: u64) -> Option<String> {
-        let (count, high) = {
+        let (look, full) = {
             let mut usage = self.usage();
             usage.messages.used += messages;
             usage.bytes.used += bytes;
-            let high = usage.is_high() && usage.useless_until <= Instant::now();
-            (usage.counted.elapsed() >= COUNT_AGE_MAX || high, high)
+            let old = usage.counted.elapsed() >= COUNT_AGE_MAX;
+            (old || usage.is_high(), usage.is_full())
         };
-        if count {
-            // If it cannot be asked now, the batch will find that out, too.
-            if let Ok(state) = api::stream_state(&self.link).await {
-                self.counted(&state);
-            }
-            if high && self.usage().is_high() {
-                self.make_room().await;
-            }
+        if full {
+            self.next_look().await;
+        } else if look {
+            self.wanted.notify_one();
         }
         self.full()
     }
 
-    /// Removes the oldest history until there is room. Gives whether anything went.
+    /// Looks for room because something did not fit. Gives whether anything went.
     pub async fn make_room(&self) -> bool {
-        match self.try_make_room().await {
-            Ok(removed) => {
-                if removed == 0 {
-                    self.usage().useless_until = Instant::now() + USELESS_PAUSE;
-                } else {
-                    info!(messages = removed, "removed the oldest history to make room");
-                }
-                removed > 0
-            }
-            Err(error) => {
-                warn!(error = %error, "could not make room in the stream");
-                false
-            }
-        }
+        self.usage().refused = true;
+        self.next_look().await;
+        self.usage().removed > 0
     }
 
-    async fn try_make_room(&self) -> Result<u64, StorageError> {
+    /// Asks for a look and waits for its end, for a moment.
+    async fn next_look(&self) {
+        let mut looks = self.looks.subscribe();
+        self.wanted.notify_one();
+        // If it takes longer, the committer goes on with what it knows.
+        drop(timeout(LOOK_WAIT, looks.changed()).await);
+    }
+
+    /// Counts, and removes the oldest history if room is scarce. Gives how much went.
+    async fn look(&self) -> Result<u64, StorageError> {
         let state = api::stream_state(&self.link).await?;
         self.counted(&state);
-        let excess = self.excess_messages(&state).max(1);
-        let events = subjects::count(&self.link, ALL_EVENTS).await?;
+        let begun = Instant::now();
+        {
+            let mut usage = self.usage();
+            if usage.useless_until > begun {
+                usage.note_if_full();
+                return Ok(0);
+            }
+            if !std::mem::take(&mut usage.refused) && !usage.is_high() {
+                return Ok(0);
+            }
+        }
+        let removed = self.remove_history(&state).await;
+        let mut usage = self.usage();
+        if !matches!(removed, Ok(1..)) {
+            let pause = (begun.elapsed() * USELESS_PAUSE_TIMES).max(USELESS_PAUSE);
+            usage.useless_until = Instant::now() + pause;
+        }
+        usage.note_if_full();
+        drop(usage);
+        if let Ok(removed @ 1..) = removed {
+            info!(messages = removed, "removed the oldest history to make room");
+        }
+        removed
+    }
+
+    async fn remove_history(&self, state: &api::StreamState) -> Result<u64, StorageError> {
         let mut removed = 0;
-        if events > 0 {
-            // Whoever else removes at this moment keeps as many, so together it is not more.
-            let keep = events.saturating_sub(excess);
-            removed += self.purge(&json!({ "filter": ALL_EVENTS, "keep": keep })).await?;
+        for excess in [self.excess_messages(state).max(1), u64::MAX] {
+            let events = subjects::count(&self.link, ALL_EVENTS).await?;
+            if events > 0 {
+                // Whoever else removes at this moment keeps as many, so together it is not more.
+                let keep = events.saturating_sub(excess);
+                removed += self.purge(&json!({ "filter": ALL_EVENTS, "keep": keep })).await?;
+            }
+            if !self.is_full_now().await? {
+                return Ok(removed);
+            }
         }
-        let state = api::stream_state(&self.link).await?;
-        self.counted(&state);
-        if self.full().is_some() {
-            removed += self.remove_completed(&state).await?;
-        }
-        Ok(removed)
+        Ok(removed + self.remove_completed().await?)
+    }
+
+    async fn is_full_now(&self) -> Result<bool, StorageError> {
+        self.counted(&api::stream_state(&self.link).await?);
+        Ok(self.usage().is_full())
     }
 
     fn excess_messages(&self, state: &api::StreamState) -> u64 {
@@ -178,22 +231,26 @@ impl Retention {
     }
 
     /// Removes completed tokens, the oldest of all workflows first, until there is room.
-    async fn remove_completed(&self, state: &api::StreamState) -> Result<u64, StorageError> {
+    async fn remove_completed(&self) -> Result<u64, StorageError> {
+        // The places that hold any, each with the sequence of its oldest.
         let mut places = Vec::new();
         for workflow in subjects::workflows(&self.link).await? {
             let Some((definition, _)) = self.reader.definition(&workflow).await? else { continue };
-            let last = definition.final_places().cloned();
-            places.extend(last.map(|place| names::tokens_in(&workflow, &place)));
+            for place in definition.final_places() {
+                let filter = names::tokens_in(&workflow, place);
+                let oldest = self.reader.first(&filter).await?;
+                places.extend(oldest.map(|oldest| (filter, oldest.sequence)));
+            }
         }
+        let Some(first) = places.iter().map(|(_, oldest)| *oldest).min() else { return Ok(0) };
         let mut removed = 0;
         for step in 1..=COMPLETED_STEPS {
-            let span = state.last_sequence.saturating_sub(state.first_sequence);
-            let before = state.first_sequence + span * step / COMPLETED_STEPS + 1;
-            for place in &places {
+            let span = self.reader.last_sequence().saturating_sub(first);
+            let before = first + span * step / COMPLETED_STEPS + 1;
+            for (place, _) in places.iter().filter(|(_, oldest)| *oldest < before) {
                 removed += self.purge(&json!({ "filter": place, "seq": before })).await?;
             }
-            self.counted(&api::stream_state(&self.link).await?);
-            if self.full().is_none() {
+            if !self.is_full_now().await? {
                 break;
             }
         }
@@ -209,6 +266,19 @@ impl Retention {
 impl Usage {
     fn is_high(&self) -> bool {
         self.messages.is_high() || self.bytes.is_high()
+    }
+
+    fn is_full(&self) -> bool {
+        self.messages.is_full() || self.bytes.is_full()
+    }
+
+    /// Notes that nothing new may come, if that is so; history could not make room just now.
+    fn note_if_full(&mut self) {
+        if self.is_full() && self.full.is_none() {
+            let reason = self.reason();
+            warn!(reason, "the stream is full, nothing new is accepted");
+            self.full = Some(reason);
+        }
     }
 
     fn reason(&self) -> String {

@@ -61,21 +61,25 @@ async fn check_server(link: &Link) -> Result<(), OpenError> {
     match ask(link, "INFO", &Value::Null).await {
         Ok(_) => Ok(()),
         Err(ApiError::Link(super::link::LinkError::NoResponders(_))) => {
-            // A cluster that is just starting does not answer either, but says that it has it.
-            let reason = format!(
-                "JetStream is not enabled on nats-server {} at {}; start it with --jetstream",
-                server.server_name,
-                link.urls()
-            );
-            Err(if server.jetstream {
-                OpenError::NotNow(reason)
+            let (name, urls) = (&server.server_name, link.urls());
+            let reason = if server.jetstream {
+                format!(
+                    "JetStream does not answer the account that is used on nats-server {name} at {urls}; enable it there with jetstream: enabled"
+                )
             } else {
-                OpenError::Refused(reason)
+                format!(
+                    "JetStream is not enabled on nats-server {name} at {urls}; start it with --jetstream"
+                )
+            };
+            // In a cluster it may be just starting, or be on another server.
+            Err(match server.cluster {
+                Some(_) => OpenError::NotNow(reason),
+                None => OpenError::Refused(reason),
             })
         }
         Err(error) if error.is(code::NOT_ENABLED_FOR_ACCOUNT) || error.is(code::NOT_ENABLED) => {
             Err(OpenError::Refused(format!(
-                "JetStream is not enabled for the account that is used at {}; enable it there with jetstream: enabled",
+                "JetStream does not answer the account that is used at {}; enable it there with jetstream: enabled",
                 link.urls()
             )))
         }
@@ -183,6 +187,12 @@ async fn update(
             Ok(info)
         }
         Err(error) if error.is(code::SUBJECTS_OVERLAP) => Err(overlap(link, &error).await),
+        Err(error)
+            if error.is(code::TEMPORARILY_UNAVAILABLE)
+                || error.is(code::INSUFFICIENT_RESOURCES) =>
+        {
+            Err(OpenError::NotNow(format!("stream {STREAM} cannot be changed: {error}")))
+        }
         Err(error @ ApiError::Refused { .. }) => Err(OpenError::Refused(format!(
             "stream {STREAM} needs another configuration ({told}), and nats-server refuses it: {error}"
         ))),

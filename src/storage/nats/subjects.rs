@@ -9,7 +9,7 @@ use crate::domain::WorkflowId;
 
 /// Calls `each` with every subject that matches `filter` and how many messages it has, by pages
 /// of at most 100,000, until it says to stop.
-async fn visit(
+pub async fn visit(
     link: &Link,
     filter: &str,
     mut each: impl FnMut(&str, u64) -> bool,

@@ -71,6 +71,11 @@ impl Hints {
         Self { filters: Cache::new(HINTS_MAX), subjects: Mutex::new(0) }
     }
 
+    /// Forgets everything.
+    pub fn forget(&self) {
+        self.filters.clear();
+    }
+
     /// Notes how many subjects the stream has.
     pub fn set_subjects(&self, subjects: u64) {
         *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) = subjects;
@@ -105,14 +110,15 @@ pub async fn run(
     limit: usize,
     deadline: Instant,
 ) -> Result<Run, StorageError> {
-    if !reader.replica_is_near().await {
+    let hint = reader.hints.of(filter);
+    let known_many = hint.many_at.is_some_and(|at| at.elapsed() < MANY_FOR);
+    if !reader.is_only_copy() {
+        if !known_many && let Some(run) = few_of_a_copy(reader, filter, start, limit).await? {
+            return Ok(run);
+        }
         return reader.leader_run(filter, start, limit, deadline).await;
     }
-    let hint = reader.hints.of(filter);
-    let many = match hint.many_at {
-        Some(at) if at.elapsed() < MANY_FOR => true,
-        _ => !reader.hints.is_small() && sample_has_many(reader, filter).await?,
-    };
+    let many = known_many || (!reader.hints.is_small() && sample_has_many(reader, filter).await?);
     if !many {
         if let Some(run) = few(reader, filter, start, limit).await? {
             return Ok(run);
@@ -142,6 +148,27 @@ async fn few(
             Ok(Some(Run::default()))
         }
         Err((status, description)) => Err(read::refused(status, description.as_deref())),
+    }
+}
+
+/// The same of whichever copy of the stream answers; none if it lags, or is no good otherwise.
+async fn few_of_a_copy(
+    reader: &Reader,
+    filter: &str,
+    start: u64,
+    limit: usize,
+) -> Result<Option<Run>, StorageError> {
+    let seen = reader.seen();
+    match few(reader, filter, start, limit).await {
+        Ok(Some(run)) => {
+            Ok(Some(run).filter(|run| !run.messages.is_empty() && run.up_to >= Some(seen)))
+        }
+        Ok(None) => {
+            reader.hints.many(filter);
+            Ok(None)
+        }
+        Err(StorageError::Unavailable { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -188,7 +215,8 @@ async fn singles(
         position = 2;
     }
     let (mut distance, mut at_once, mut largest) = (1_u64, 1_usize, 1_024_usize);
-    while run.messages.len() < limit {
+    let mut bytes = 0;
+    while run.messages.len() < limit && bytes < read::RUN_BYTES_MAX {
         if Instant::now() >= deadline {
             return Err(unavailable("the list took too long; ask for fewer rows"));
         }
@@ -206,6 +234,7 @@ async fn singles(
                 Some(found) if found.sequence >= position => {
                     position = found.sequence + 1;
                     largest = largest.max(found.payload.len());
+                    bytes += found.payload.len();
                     run.messages.push(found);
                 }
                 Some(_) => {}
@@ -248,7 +277,12 @@ async fn ask(
     for (from, mut replies) in asked {
         let answer = replies.next().await.map_err(unavailable)?;
         let found = match answer.status {
-            None | Some(StatusCode::OK) => Some(Stored::from_direct(answer)?),
+            None | Some(StatusCode::OK) if read::is_ours(&answer) => {
+                Some(Stored::from_direct(answer)?)
+            }
+            None | Some(StatusCode::OK) => {
+                return Err(unavailable("a mirror of the stream has answered"));
+            }
             Some(StatusCode::NOT_FOUND) => None,
             Some(status) => return Err(read::refused(status, answer.description.as_deref())),
         };

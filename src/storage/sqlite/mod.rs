@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -217,6 +218,10 @@ impl WorkflowStorage for SqliteStorage {
         }
         let workflow = workflow.cloned();
         self.readers.run(move |connection| read::token(connection, id, workflow.as_ref())).await
+    }
+
+    async fn message_time(&self, _: Sequence) -> Result<Option<DateTime<Utc>>, StorageError> {
+        Ok(None)
     }
 
     async fn list_tokens(

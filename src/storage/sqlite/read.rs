@@ -195,7 +195,7 @@ pub fn events(
 }
 
 fn stored_event(sequence: Sequence, event: WorkflowEvent) -> StoredEvent {
-    StoredEvent { sequence, event }
+    StoredEvent { sequence, nats_sequence: None, event }
 }
 
 /// Reads rows of (key, JSON) until a limit is reached. The statement asks for one row more than

@@ -1,14 +1,8 @@
-//! A GraphQL client in a page of code, and a server for when there is none.
+//! A GraphQL client in a page of code.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use circuit_breaker::{InMemoryStorage, create_schema_with_storage, http};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:4000";
 
@@ -39,7 +33,7 @@ impl From<Failure> for String {
 }
 
 impl Client {
-    fn new(url: &str) -> Self {
+    pub fn new(url: &str) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -84,54 +78,25 @@ impl Client {
     }
 }
 
-/// A server inside this process.
-pub struct OwnServer {
-    runtime: Runtime,
-    serving: JoinHandle<()>,
-    stop: oneshot::Sender<()>,
-}
-
-impl OwnServer {
-    fn start() -> std::io::Result<(Self, String)> {
-        let runtime = Runtime::new()?;
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let schema = create_schema_with_storage(Arc::new(InMemoryStorage::new()));
-        let (stop, stopped) = oneshot::channel::<()>();
-        let serving = runtime.spawn(http::serve(listener, http::router(schema), async {
-            // A sender that is gone is a signal, too.
-            drop(stopped.await);
-        }));
-        Ok((Self { runtime, serving, stop }, url))
+/// The server that is there: the one at `CIRCUIT_BREAKER_URL`, which must answer, or the one at
+/// <http://127.0.0.1:4000>, if it answers.
+pub fn find() -> Result<Option<Client>, String> {
+    let (url, named) = match std::env::var("CIRCUIT_BREAKER_URL") {
+        Ok(url) => (url, true),
+        Err(_) => (DEFAULT_URL.to_owned(), false),
+    };
+    let client = Client::new(&url);
+    match client.is_alive() {
+        Ok(()) => {
+            println!("speaking to the server at {}", client.url());
+            Ok(Some(client))
+        }
+        Err(error) if named => Err(format!(
+            "CIRCUIT_BREAKER_URL: no server answers there: {error}; start one with `cargo run`"
+        )),
+        Err(_) => {
+            println!("no server answers at {DEFAULT_URL}");
+            Ok(None)
+        }
     }
-
-    pub fn stop(self) -> Result<(), String> {
-        // It may have ended by itself; waiting for it tells.
-        self.stop.send(()).ok();
-        let ended = self.runtime.block_on(self.serving);
-        ended.map_err(|error| format!("the server of this example failed: {error}"))
-    }
-}
-
-/// Finds the server to speak to, or starts one.
-pub fn connect() -> Result<(Client, Option<OwnServer>), String> {
-    if let Ok(url) = std::env::var("CIRCUIT_BREAKER_URL") {
-        let client = Client::new(&url);
-        client.is_alive().map_err(|error| {
-            format!(
-                "CIRCUIT_BREAKER_URL: no server answers there: {error}; start one with `cargo run`"
-            )
-        })?;
-        println!("speaking to the server at {}", client.url());
-        return Ok((client, None));
-    }
-    let client = Client::new(DEFAULT_URL);
-    if client.is_alive().is_ok() {
-        println!("speaking to the server at {DEFAULT_URL}");
-        return Ok((client, None));
-    }
-    let (server, url) = OwnServer::start()
-        .map_err(|error| format!("no server answers at {DEFAULT_URL}, and none starts: {error}"))?;
-    println!("no server answers at {DEFAULT_URL}: this run has its own, in memory");
-    Ok((Client::new(&url), Some(server)))
 }

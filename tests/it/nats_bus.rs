@@ -1,0 +1,143 @@
+//! The bus as a plain NATS client sees it: async-nats alone, nothing of ours.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, ConnectOptions, HeaderMap, Message, Subscriber};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use crate::nats_server::NatsServer;
+
+pub const STREAM: &str = "CIRCUIT_BREAKER_GLOBAL";
+
+/// Time for one answer or one message; it takes a fraction of a millisecond.
+pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// A plain client.
+pub struct Bus {
+    pub client: Client,
+}
+
+impl Bus {
+    pub async fn connect(server: &NatsServer) -> Self {
+        Self { client: async_nats::connect(server.url()).await.unwrap() }
+    }
+
+    /// The client takes no notice of a login in an address.
+    pub async fn log_in(url: &str, user: &str, password: &str) -> Self {
+        let login = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+        Self { client: login.connect(url).await.unwrap() }
+    }
+
+    /// Waits until each token has one message on one subject.
+    pub async fn until_each_token_is_there_once(&self) {
+        let deadline = Instant::now() + MESSAGE_TIME_MAX;
+        loop {
+            let subjects = self.subjects("cb.workflows.*.places.*.tokens.*").await;
+            let ids: HashSet<_> =
+                subjects.iter().map(|(name, _)| name.rsplit('.').next()).collect();
+            if subjects.len() == ids.len() && subjects.iter().all(|(_, count)| *count == 1) {
+                return;
+            }
+            let many = subjects.len();
+            assert!(Instant::now() < deadline, "{many} subjects for {} tokens", ids.len());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Asks the JetStream API; the answer may hold an error.
+    pub async fn ask(&self, subject: &str, request: &Value) -> Value {
+        let payload = if request.is_null() { String::new() } else { request.to_string() };
+        let asked = self.client.request(format!("$JS.API.{subject}"), payload.into());
+        let answer = tokio::time::timeout(MESSAGE_TIME_MAX, asked).await.unwrap().unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+
+    /// The same for what must work.
+    pub async fn done(&self, subject: &str, request: &Value) -> Value {
+        let answer = self.ask(subject, request).await;
+        assert!(answer["error"].is_null(), "{subject} {request}: {answer}");
+        answer
+    }
+
+    pub async fn stream(&self) -> Value {
+        self.done(&format!("STREAM.INFO.{STREAM}"), &Value::Null).await
+    }
+
+    /// The newest message on a subject, with its headers.
+    pub async fn last(&self, subject: &str) -> Option<Message> {
+        let request = json!({ "last_by_subj": subject }).to_string();
+        let asked = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM}"), request.into());
+        let answer = tokio::time::timeout(MESSAGE_TIME_MAX, asked).await.unwrap().unwrap();
+        answer.status.is_none().then_some(answer)
+    }
+
+    /// How many messages there are on each subject that matches.
+    pub async fn subjects(&self, filter: &str) -> Vec<(String, u64)> {
+        let request = json!({ "subjects_filter": filter });
+        let info = self.done(&format!("STREAM.INFO.{STREAM}"), &request).await;
+        let subjects = info["state"]["subjects"].as_object().cloned().unwrap_or_default();
+        let mut subjects: Vec<_> =
+            subjects.into_iter().map(|(name, count)| (name, count.as_u64().unwrap())).collect();
+        subjects.sort();
+        subjects
+    }
+
+    /// A subscription that is there when this returns.
+    pub async fn subscribe(&self, subject: &str) -> Subscriber {
+        let subscriber = self.client.subscribe(subject.to_owned()).await.unwrap();
+        // An answer from the server shows that it has taken up what came before.
+        self.ask("INFO", &Value::Null).await;
+        subscriber
+    }
+
+    /// Makes a durable consumer that wants every message acknowledged.
+    pub async fn consumer(&self, name: &str, filter: &str) {
+        let config = json!({
+            "durable_name": name, "filter_subject": filter, "ack_policy": "explicit", "deliver_policy": "all",
+        });
+        let request = json!({ "stream_name": STREAM, "config": config });
+        self.done(&format!("CONSUMER.DURABLE.CREATE.{STREAM}.{name}"), &request).await;
+    }
+
+    /// What a consumer has not delivered yet; each message is acknowledged.
+    pub async fn take(&self, consumer: &str) -> Vec<Message> {
+        let info = self.done(&format!("CONSUMER.INFO.{STREAM}.{consumer}"), &Value::Null).await;
+        let pending = usize::try_from(info["num_pending"].as_u64().unwrap()).unwrap();
+        let inbox = self.client.new_inbox();
+        let mut answers = self.subscribe(&inbox).await;
+        let request = json!({ "batch": pending.max(1), "no_wait": true }).to_string();
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer}");
+        self.client.publish_with_reply(subject, inbox, request.into()).await.unwrap();
+        let mut taken = Vec::new();
+        while taken.len() < pending {
+            let message = next(&mut answers).await;
+            assert!(message.status.is_none(), "{message:?}");
+            let ack = message.reply.clone().unwrap();
+            let acked = self.client.request(ack, "+ACK".into());
+            tokio::time::timeout(MESSAGE_TIME_MAX, acked).await.unwrap().unwrap();
+            taken.push(message);
+        }
+        taken
+    }
+}
+
+/// The next message of a subscription.
+pub async fn next(subscriber: &mut Subscriber) -> Message {
+    tokio::time::timeout(MESSAGE_TIME_MAX, subscriber.next()).await.unwrap().unwrap()
+}
+
+/// What has arrived before a message that is sent now, without it.
+pub async fn so_far(bus: &Bus, subscriber: &mut Subscriber, marker: &str) -> Vec<Message> {
+    let headers = HeaderMap::from_iter([("Marker".parse().unwrap(), "1".parse().unwrap())]);
+    bus.client.publish_with_headers(marker.to_owned(), headers, "".into()).await.unwrap();
+    let mut found = Vec::new();
+    loop {
+        let message = next(subscriber).await;
+        if message.headers.as_ref().is_some_and(|headers| headers.get("Marker").is_some()) {
+            return found;
+        }
+        found.push(message);
+    }
+}
