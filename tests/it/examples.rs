@@ -1,11 +1,13 @@
 //! The examples that ship: their definitions, their data, and the quickstart as a person runs it.
 
 use std::collections::HashSet;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use crate::nats_server::{self, NatsServer};
 use crate::support::{Api, Backend, CREATE_WORKFLOW, Server, runtime, server_binary};
 
 /// Each workflow, how many rows its data has, and how many of their moves it refuses.
@@ -19,12 +21,18 @@ fn definition(workflow: &str) -> Value {
 }
 
 fn quickstart(arguments: &[&str], url: Option<&str>) -> (Option<i32>, String, String) {
-    let binary: PathBuf = server_binary().parent().unwrap().join("examples/quickstart");
+    let url = url.map(|url| ("CIRCUIT_BREAKER_URL", url));
+    run("quickstart", arguments, url.as_slice())
+}
+
+fn run(
+    example: &str,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (Option<i32>, String, String) {
+    let binary: PathBuf = server_binary().parent().unwrap().join("examples").join(example);
     let mut command = Command::new(binary);
-    command.env_clear().args(arguments);
-    if let Some(url) = url {
-        command.env("CIRCUIT_BREAKER_URL", url);
-    }
+    command.env_clear().args(arguments).envs(variables.iter().copied());
     let Output { status, stdout, stderr } =
         command.output().expect("`cargo test` and `./test` build the examples");
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
@@ -104,4 +112,76 @@ fn the_quickstart_says_what_it_cannot_do() {
     assert!(errors.contains("CIRCUIT_BREAKER_URL") && errors.contains("cargo run"), "{errors}");
     assert_eq!(errors.lines().count(), 1, "{errors}");
     assert_eq!(quickstart(&["--help"], None).0, Some(0));
+}
+
+/// What the demo says of every step, wherever its servers come from.
+fn the_demo_shows_all_steps(output: &str) {
+    for text in [
+        "\"storage\":\"nats\"",
+        "a plain NATS client listens to cb.live.nats_demo.>",
+        "\n1. ",
+        "\n2. Create a workflow",
+        "\n3. Create workflow instances",
+        "on \"cb.workflows.nats_demo.places.draft.tokens.",
+        "\n4. Make transitions",
+        "approve: now in \"approved\"",
+        "\n5. Ask where everything is",
+        "in review now: ",
+        "newest first: {\"transitionId\":\"approve\"",
+        "place \"approved\"",
+        "\n6. What must not happen",
+        "PLACE_MISMATCH: ",
+        "TRANSITION_NOT_ALLOWED: ",
+        "CONFLICT: ",
+    ] {
+        assert!(output.contains(text), "{text}\n{output}");
+    }
+    assert_eq!(
+        output.matches("heard on cb.live.nats_demo.events.transitions").count(),
+        3,
+        "{output}"
+    );
+    assert_eq!(output.matches(": left\n").count(), 3, "{output}");
+}
+
+#[test]
+fn the_nats_demo_shows_each_step_against_a_server_on_nats() {
+    let Some(nats) = NatsServer::start() else { return };
+    let server = Server::start(&[("STORAGE_BACKEND", "nats"), ("NATS_URL", &nats.url())]);
+    let url = format!("http://{}", server.address);
+    let variables = [("CIRCUIT_BREAKER_URL", url.as_str()), ("NATS_URL", &nats.url())];
+    // Twice: the workflow is there already, its tokens are others.
+    for in_review in [1, 2] {
+        let (status, output, errors) = run("nats_demo", &[], &variables);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{output}");
+        the_demo_shows_all_steps(&output);
+        assert!(output.contains(&format!("in review now: {in_review}\n")), "{output}");
+    }
+}
+
+#[test]
+fn the_nats_demo_starts_its_own_servers_where_there_are_none() {
+    let Some(nats) = nats_server::binary() else { return };
+    if TcpStream::connect("127.0.0.1:4000").is_ok() {
+        // Somebody's own server is there: the demo would speak to it.
+        return;
+    }
+    let variables = [("NATS_SERVER", nats.to_str().unwrap())];
+    let (status, output, errors) = run("nats_demo", &[], &variables);
+    assert_eq!((status, errors.as_str()), (Some(0), ""), "{output}");
+    assert!(output.contains("this run has its own nats-server"), "{output}");
+    the_demo_shows_all_steps(&output);
+}
+
+#[test]
+fn the_nats_demo_says_what_it_cannot_do() {
+    let server = Server::start(&[("STORAGE_BACKEND", "memory")]);
+    let url = format!("http://{}", server.address);
+    let (status, _, errors) = run("nats_demo", &[], &[("CIRCUIT_BREAKER_URL", &url)]);
+    assert_eq!(status, Some(1), "{errors}");
+    assert!(errors.contains("STORAGE_BACKEND=nats") && errors.contains("memory"), "{errors}");
+    let (status, _, errors) =
+        run("nats_demo", &[], &[("CIRCUIT_BREAKER_URL", "http://127.0.0.1:0")]);
+    assert_eq!(status, Some(1));
+    assert!(errors.contains("no server answers there"), "{errors}");
 }
