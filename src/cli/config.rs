@@ -17,6 +17,8 @@ pub struct Config {
     pub backend: Backend,
     /// `LISTEN_ADDR`: where to listen; with port 0 the system chooses a free one.
     pub listen: SocketAddr,
+    /// `METRICS_ENABLED`: whether `/metrics` is served.
+    pub metrics: bool,
     /// `RUST_LOG`: which log lines are written.
     pub log: String,
 }
@@ -83,7 +85,12 @@ impl Config {
         if let Err(error) = EnvFilter::try_new(&log) {
             return Err(wrong(&RUST_LOG, &log, error.to_string().trim()));
         }
-        Ok(Self { backend, listen, log })
+        let metrics = match environment.text(&METRICS_ENABLED)?.as_str() {
+            "true" => true,
+            "false" => false,
+            other => return Err(wrong(&METRICS_ENABLED, other, "use true or false")),
+        };
+        Ok(Self { backend, listen, metrics, log })
     }
 }
 

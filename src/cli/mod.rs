@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 mod config;
+mod metrics;
 mod variables;
 
 pub use config::{Backend, Config, ConfigError};
@@ -112,7 +113,17 @@ async fn listen(
         .map_err(|error| format!("LISTEN_ADDR={}: cannot listen there: {error}", config.listen))?;
     let address = listener.local_addr()?;
     tracing::info!("listening on http://{address}, storing in {place}");
-    http::serve(listener, http::router(create_schema(engine)), stop).await;
+    let schema = create_schema(Arc::clone(&engine));
+    let router = if config.metrics {
+        let text = move || {
+            let engine = Arc::clone(&engine);
+            Box::pin(async move { metrics::text(&engine.figures().await) }) as Pin<Box<_>>
+        };
+        http::router_with_metrics(schema, Arc::new(text))
+    } else {
+        http::router(schema)
+    };
+    http::serve(listener, router, stop).await;
     Ok(())
 }
 

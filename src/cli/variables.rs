@@ -22,6 +22,7 @@ variables! {
     SQLITE_PATH = "circuit-breaker.db", "the file of the sqlite backend; it is created if it is not there";
     LISTEN_ADDR = "127.0.0.1:4000", "address and port to listen on";
     RUST_LOG = "info", "error, warn, info, debug or trace, or filters such as circuit_breaker=debug";
+    METRICS_ENABLED = "true", "whether /metrics is served: true or false";
     HEALTH_CHECK_INTERVAL = "30", "seconds between two looks at the store; while it cannot be reached, the log says so once in that time";
     NATS_URL = "nats://localhost:4222", "servers of the nats backend, separated by commas; user:password@ may stand before a host, tls:// asks for TLS";
     NATS_REPLICAS = "1", "copies of the stream in a cluster, 1 to 5; with 3, any one server may be lost";
@@ -66,7 +67,7 @@ pub fn help() -> String {
         }
     }
     text.push_str(
-        "\nIt serves / (GraphiQL), /graphql, /schema.graphql, /health/live and /health/ready.\n\
+        "\nIt serves / (GraphiQL), /graphql, /schema.graphql, /health/live, /health/ready and /metrics.\n\
          SIGTERM or Ctrl-C stops it after the requests under way.\n",
     );
     text

@@ -1,6 +1,7 @@
 //! What a user can ask for, each thing in one function: load, let the domain decide, commit.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -10,6 +11,7 @@ use uuid::Uuid;
 mod definitions;
 mod error;
 mod lists;
+mod meter;
 mod world;
 
 pub use error::EngineError;
@@ -17,12 +19,13 @@ pub use lists::{ReadBudget, TokenPageRequest};
 pub use world::{SystemWorld, World};
 
 use self::definitions::Definitions;
+use self::meter::{Meter, Operation};
 use crate::domain::limits::{COMMIT_ATTEMPTS_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX};
 use crate::domain::{
     Change, MoveError, MoveRequest, NewToken, Token, TokenMetadata, TransitionDefinition, Workflow,
     WorkflowDefinition, WorkflowDraft, WorkflowEvent, WorkflowId, depth_exceeds, new_token_id,
 };
-use crate::storage::{StorageError, StorageHealth, StoredToken, WorkflowStorage};
+use crate::storage::{Figure, StorageError, StorageHealth, StoredToken, WorkflowStorage};
 
 /// The engine over one store. Any number of engines, in any number of processes, can share one
 /// store that allows it: nothing that matters is kept here.
@@ -31,6 +34,7 @@ pub struct Engine {
     definitions: Definitions,
     world: Arc<dyn World>,
     list_places: Arc<Semaphore>,
+    meter: Meter,
 }
 
 impl Engine {
@@ -42,13 +46,24 @@ impl Engine {
     /// An engine whose time and random numbers come from `world`.
     pub fn with_world(storage: Arc<dyn WorkflowStorage>, world: Arc<dyn World>) -> Self {
         let definitions = Definitions::new(Arc::clone(&storage));
-        Self { storage, definitions, world, list_places: lists::list_places() }
+        let (list_places, meter) = (lists::list_places(), Meter::default());
+        Self { storage, definitions, world, list_places, meter }
     }
 
     /// Checks and stores a definition; one without an id gets a new UUID.
     ///
     /// To create the same definition again is no error: the answer is the one that is there.
     pub async fn create_workflow(
+        &self,
+        draft: WorkflowDraft,
+    ) -> Result<Arc<Workflow>, EngineError> {
+        let begun = Instant::now();
+        let outcome = self.try_create_workflow(draft).await;
+        self.meter.note(Operation::CreateWorkflow, begun, &outcome);
+        outcome
+    }
+
+    async fn try_create_workflow(
         &self,
         mut draft: WorkflowDraft,
     ) -> Result<Arc<Workflow>, EngineError> {
@@ -83,6 +98,18 @@ impl Engine {
         id: Option<Uuid>,
         request: NewToken,
     ) -> Result<StoredToken, EngineError> {
+        let begun = Instant::now();
+        let outcome = self.try_create_token(workflow, id, request).await;
+        self.meter.note(Operation::CreateToken, begun, &outcome);
+        outcome
+    }
+
+    async fn try_create_token(
+        &self,
+        workflow: &WorkflowId,
+        id: Option<Uuid>,
+        request: NewToken,
+    ) -> Result<StoredToken, EngineError> {
         check_data("data", &request.data)?;
         check_members("metadata", &request.metadata)?;
         check_triggered_by(request.triggered_by.as_deref())?;
@@ -103,6 +130,17 @@ impl Engine {
     /// Moves a token: loads it, lets the domain decide, commits, and decides anew if another move
     /// came first, a bounded number of times.
     pub async fn fire(
+        &self,
+        token: Uuid,
+        request: MoveRequest,
+    ) -> Result<StoredToken, EngineError> {
+        let begun = Instant::now();
+        let outcome = self.try_fire(token, request).await;
+        self.meter.note(Operation::Fire, begun, &outcome);
+        outcome
+    }
+
+    async fn try_fire(
         &self,
         token: Uuid,
         request: MoveRequest,
@@ -174,6 +212,21 @@ impl Engine {
     /// What the store is called and how it does.
     pub async fn health(&self) -> (&'static str, StorageHealth) {
         (self.storage.name(), self.storage.health().await)
+    }
+
+    /// Figures for monitoring: what was asked for, and how the store does.
+    pub async fn figures(&self) -> Vec<Figure> {
+        let health = match self.storage.health().await {
+            StorageHealth::Healthy => 1.0,
+            StorageHealth::Degraded(_) => 0.5,
+            StorageHealth::Unhealthy(_) => 0.0,
+        };
+        let meaning =
+            "1 while the store is healthy, 0.5 while it is degraded, 0 while it does not work.";
+        let mut figures = vec![Figure::gauge("storage_health", meaning, health)];
+        figures.extend(self.meter.figures());
+        figures.extend(self.storage.figures().await);
+        figures
     }
 
     /// Finishes what the store accepted; afterwards every call fails.

@@ -7,7 +7,6 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
 
 use super::budget::AnswerBudget;
-use super::error::answer;
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
 use crate::engine::Engine;
 use crate::storage::{Page, Sequence, StorageHealth, StoredEvent, StoredToken};
@@ -158,11 +157,15 @@ impl NatsFields {
         self.0.token.nats_sequence.map(|sequence| sequence.to_string())
     }
     /// Time of the token's current message, to the nanosecond. In the answer to a mutation it is null if
-    /// the token has moved on since.
-    async fn nats_timestamp(&self, ctx: &Context<'_>) -> Result<Option<String>> {
+    /// it could not be read any more, such as after the token has moved on.
+    async fn nats_timestamp(&self, ctx: &Context<'_>) -> Option<String> {
         let engine = ctx.data_unchecked::<Arc<Engine>>();
-        let time = engine.message_time(&self.0).await.map_err(answer)?;
-        Ok(time.map(|time| time.to_rfc3339_opts(SecondsFormat::Nanos, true)))
+        // The write is done; an error here would say that it was not.
+        let time = engine.message_time(&self.0).await.unwrap_or_else(|error| {
+            tracing::debug!(error = %error, "the time of a message could not be read");
+            None
+        });
+        time.map(|time| time.to_rfc3339_opts(SecondsFormat::Nanos, true))
     }
     /// Subject of the token's current message.
     async fn nats_subject(&self) -> Option<&str> {

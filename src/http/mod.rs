@@ -18,7 +18,7 @@ use tokio_io_timeout::TimeoutStream;
 mod graphql;
 mod router;
 
-pub use router::router;
+pub use router::{Metrics, router, router_with_metrics};
 
 /// Connections at once; whoever comes after waits to be accepted.
 const CONNECTIONS_MAX: usize = 1_024;

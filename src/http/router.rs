@@ -1,5 +1,6 @@
 //! Which path leads where.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
@@ -25,6 +26,20 @@ const ASSETS: [(&str, &str, &[u8]); 5] = [
     ("/graphiql/graphiql.js", "text/javascript", include_bytes!("graphiql/graphiql.min.js")),
     ("/graphiql/graphiql.css", "text/css", include_bytes!("graphiql/graphiql.min.css")),
 ];
+
+/// Gives the text of `/metrics`.
+pub type Metrics = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
+
+/// All paths over one schema, and `/metrics`.
+pub fn router_with_metrics(schema: CircuitBreakerSchema, metrics: Metrics) -> Router {
+    router(schema).route(
+        "/metrics",
+        get(move || async move {
+            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+            (kind, metrics().await)
+        }),
+    )
+}
 
 /// All paths over one schema.
 pub fn router(schema: CircuitBreakerSchema) -> Router {
@@ -54,7 +69,7 @@ async fn ready(State(schema): State<CircuitBreakerSchema>) -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = ["/", "/graphql", "/schema.graphql", "/health/live", "/health/ready"];
+    let paths = ["/", "/graphql", "/schema.graphql", "/health/live", "/health/ready", "/metrics"];
     json_answer(
         StatusCode::NOT_FOUND,
         &json!({ "error": "there is nothing at this path", "paths": paths }),

@@ -10,8 +10,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken, TokenScope,
-    WorkflowStorage, whole,
+    Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
+    TokenScope, WorkflowStorage, whole,
 };
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{
@@ -379,6 +379,12 @@ impl WorkflowStorage for InMemoryStorage {
                 Page::collect(events.filter_map(|(_, sequence)| at(*sequence)), limit)
             }
         })
+    }
+
+    async fn figures(&self) -> Vec<Figure> {
+        let Ok(state) = self.state() else { return Vec::new() };
+        let meaning = "Bytes of JSON that the store holds.";
+        vec![Figure::gauge("memory_bytes", meaning, (state.live_bytes + state.event_bytes) as f64)]
     }
 
     async fn health(&self) -> StorageHealth {

@@ -184,6 +184,37 @@ pub enum StorageHealth {
     Unhealthy(String),
 }
 
+/// Whether a figure only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FigureKind {
+    /// It grows for as long as the process runs.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// A figure for monitoring.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    /// What it is called; with its unit, if it has one.
+    pub name: &'static str,
+    /// What tells it from others of its name, such as `operation="fire"`; may be empty.
+    pub labels: String,
+    /// What it means.
+    pub meaning: &'static str,
+    /// Whether it only grows.
+    pub kind: FigureKind,
+    /// How much it is now.
+    pub value: f64,
+}
+
+impl Figure {
+    /// A figure that goes up and down.
+    pub fn gauge(name: &'static str, meaning: &'static str, value: f64) -> Self {
+        Self { name, labels: String::new(), meaning, kind: FigureKind::Gauge, value }
+    }
+}
+
 /// Keeps definitions, tokens and their events.
 ///
 /// Every backend passes `tests/it/storage_suite.rs`. No method is optional, every method ends in
@@ -275,6 +306,9 @@ pub trait WorkflowStorage: Send + Sync + 'static {
 
     /// Looks whether reads and writes would work now.
     async fn health(&self) -> StorageHealth;
+
+    /// Figures for monitoring as they are now; those that cannot be had now are left out.
+    async fn figures(&self) -> Vec<Figure>;
 
     /// Finishes the writes that were accepted and lets go of files and connections. Later calls
     /// answer [`StorageError::Unavailable`].

@@ -46,6 +46,37 @@ fn a_wrong_start_is_refused_with_the_name_of_what_is_wrong() {
             &["STORAGE_BACKEND", "postgres", "sqlite, nats or memory"],
         ),
         (&[], &[("STORAGE_BACKEND", "SQLITE")], &["STORAGE_BACKEND", "SQLITE"]),
+        (&[], &[("METRICS_ENABLED", "yes")], &["METRICS_ENABLED", "\"yes\"", "true or false"]),
+        (
+            &[],
+            &[("STORAGE_BACKEND", "nats"), ("NATS_REPLICAS", "9")],
+            &["NATS_REPLICAS", "\"9\"", "from 1 to 5"],
+        ),
+        (
+            &[],
+            &[("STORAGE_BACKEND", "nats"), ("NATS_MAX_AGE", "7d")],
+            &["NATS_MAX_AGE", "\"7d\"", "whole number"],
+        ),
+        (
+            &[],
+            &[("STORAGE_BACKEND", "nats"), ("NATS_URL", "http://me:s3cret@x")],
+            &["NATS_URL", "http://x", "such as nats://localhost:4222"],
+        ),
+        (
+            &[],
+            &[("STORAGE_BACKEND", "nats"), ("NATS_TLS_CERT_FILE", "cert.pem")],
+            &["NATS_TLS_CERT_FILE", "NATS_TLS_KEY_FILE"],
+        ),
+        (
+            &[],
+            &[("STORAGE_BACKEND", "nats"), ("NATS_CREDENTIALS_FILE", "/nowhere/x.creds")],
+            &["NATS_CREDENTIALS_FILE", "/nowhere/x.creds", "No such file"],
+        ),
+        (
+            &[],
+            &[("NATS_URL", "nats://localhost")],
+            &["NATS_URL", "STORAGE_BACKEND=sqlite", "unset one"],
+        ),
         (&[], &[("LISTEN_ADDR", "4000")], &["LISTEN_ADDR", "\"4000\"", "127.0.0.1:4000"]),
         (&[], &[("LISTEN_ADDR", "localhost:4000")], &["LISTEN_ADDR", "an IP address"]),
         (&[], &[("LISTEN_ADDR", "127.0.0.1:99999")], &["LISTEN_ADDR", "99999"]),
@@ -66,6 +97,7 @@ fn a_wrong_start_is_refused_with_the_name_of_what_is_wrong() {
         for text in texts {
             assert!(errors.contains(text), "{text} is missing: {errors}");
         }
+        assert!(!errors.contains("s3cret"), "{errors}");
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::TcpStream;
 use circuit_breaker::http::router;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Server, review_input};
+use crate::nats_server::NatsServer;
+use crate::support::{Backend, CREATE_TOKEN, CREATE_WORKFLOW, Client, FIRE, Server, review_input};
 
 fn memory_server() -> Server {
     Server::start(&[("STORAGE_BACKEND", "memory")])
@@ -31,6 +32,7 @@ fn every_path_answers_as_the_readme_says() {
         ("/health/live", 200, r#"{"status":"alive"}"#),
         ("/health/ready", 200, r#"{"status":"HEALTHY","storage":"memory","detail":null}"#),
         ("/schema.graphql", 200, "type Query"),
+        ("/metrics", 200, "circuit_breaker_storage_health 1"),
         ("/nothing/here", 404, "/health/ready"),
         ("/..%2f..%2fetc%2fpasswd", 404, "nothing at this path"),
     ] {
@@ -209,4 +211,59 @@ fn a_store_that_does_not_work_makes_the_server_not_ready() {
     drop(client);
     stop.send(()).unwrap();
     runtime.block_on(serving).unwrap();
+}
+
+/// The value of a figure.
+fn figure(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("circuit_breaker_{name} ")));
+    line.unwrap_or_else(|| panic!("{name} is missing:\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn metrics_count_what_was_asked_for_and_tell_how_the_store_does() {
+    for backend in Backend::all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.db");
+        let nats = (backend == Backend::Nats).then(|| NatsServer::start().unwrap());
+        let url = nats.as_ref().map(NatsServer::url).unwrap_or_default();
+        let variables = match backend {
+            Backend::Memory => vec![("STORAGE_BACKEND", "memory")],
+            Backend::Sqlite => vec![("SQLITE_PATH", path.to_str().unwrap())],
+            _ => vec![("STORAGE_BACKEND", "nats"), ("NATS_URL", url.as_str())],
+        };
+        let server = Server::start(&variables);
+        let client = server.client();
+        client.ask(CREATE_WORKFLOW, &json!({ "input": review_input("w") })).unwrap();
+        let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+        client.ask(CREATE_TOKEN, &json!({ "input": { "id": id, "workflowId": "w" } })).unwrap();
+        for transition in ["submit", "submit", "reject"] {
+            let input = json!({ "tokenId": id, "transitionId": transition });
+            client.ask(FIRE, &json!({ "input": input })).unwrap();
+        }
+        let (status, text) = client.get("/metrics");
+        assert_eq!(status, 200, "{text}");
+        let fired = |outcome: &str| {
+            figure(&text, &format!("writes_total{{operation=\"fire\",outcome=\"{outcome}\"}}"))
+        };
+        assert_eq!((fired("done"), fired("refused"), fired("failed")), (2.0, 1.0, 0.0), "{text}");
+        assert_eq!(figure(&text, "storage_health"), 1.0);
+        assert!(figure(&text, "write_seconds_total{operation=\"fire\"}") > 0.0);
+        match backend {
+            Backend::Memory => assert!(figure(&text, "memory_bytes") > 100.0),
+            Backend::Sqlite => assert!(figure(&text, "sqlite_file_bytes") > 100.0),
+            _ => {
+                assert_eq!(figure(&text, "nats_connected"), 1.0);
+                assert!(figure(&text, "nats_stream_messages") >= 6.0, "{text}");
+            }
+        }
+        for line in text.lines() {
+            assert!(line.starts_with("# ") || line.starts_with("circuit_breaker_"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn metrics_can_be_left_out() {
+    let server = Server::start(&[("STORAGE_BACKEND", "memory"), ("METRICS_ENABLED", "false")]);
+    assert_eq!(server.client().get("/metrics").0, 404);
 }

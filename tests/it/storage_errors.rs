@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use circuit_breaker::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 use circuit_breaker::storage::{
-    Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken, TokenScope,
-    WorkflowStorage,
+    Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
+    TokenScope, WorkflowStorage,
 };
 use circuit_breaker::{InMemoryStorage, SqliteStorage, SqliteStorageConfig};
 use serde_json::{Value, json};
@@ -394,6 +394,10 @@ impl WorkflowStorage for Faulty {
     ) -> Result<Page<StoredEvent>, StorageError> {
         self.inner.list_events(workflow, after, limit).await
     }
+    async fn figures(&self) -> Vec<Figure> {
+        self.inner.figures().await
+    }
+
     async fn health(&self) -> StorageHealth {
         self.inner.health().await
     }

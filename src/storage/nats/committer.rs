@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use super::api::code;
@@ -15,7 +15,7 @@ use super::health::Meter;
 use super::history::{self, Found};
 use super::link::Link;
 use super::read::Reader;
-use super::retention::Retention;
+use super::retention::{Allowance, Retention};
 use crate::storage::{Sequence, StorageError};
 
 /// Bytes of a batch; a single change may be larger.
@@ -60,9 +60,12 @@ pub struct Committer {
     changed: HashMap<Target, u64>,
     /// How many changes the next batch may hope for, and how long it waits for them.
     hope: (usize, Duration),
+    /// What is tried again, and when. It takes turns with what is new, so that neither blocks the other.
+    again: VecDeque<(Instant, Vec<Pending>)>,
+    turn_of_again: bool,
 }
 
-/// Parts of a batch that are still to be committed, in their order.
+/// Parts of a batch that are still to be tried, in their order.
 type Groups = VecDeque<Vec<Pending>>;
 
 impl Committer {
@@ -73,29 +76,76 @@ impl Committer {
         meter: Arc<Meter>,
         queue: mpsc::Receiver<Pending>,
     ) -> Self {
-        let (held, changed) = (VecDeque::new(), HashMap::new());
-        Self { link, reader, retention, meter, queue, held, changed, hope: (1, Duration::ZERO) }
+        Self {
+            link,
+            reader,
+            retention,
+            meter,
+            queue,
+            held: VecDeque::new(),
+            changed: HashMap::new(),
+            hope: (1, Duration::ZERO),
+            again: VecDeque::new(),
+            turn_of_again: false,
+        }
     }
 
     /// Commits until nobody can send more and everything is answered.
     pub async fn run(mut self) {
-        while let Some(batch) = self.gather().await {
-            let (begun, count) = (Instant::now(), batch.len());
-            self.settle(batch).await;
-            let waiting = self.held.len() + self.queue.len();
-            self.hope = (count + waiting, (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX));
+        while let Some(work) = self.next().await {
+            match work {
+                Work::New(batch) => {
+                    let (begun, count) = (Instant::now(), batch.len());
+                    let batch = self.admit(batch).await;
+                    self.settle(batch).await;
+                    let waiting = self.held.len() + self.queue.len();
+                    let patience = (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX);
+                    self.hope = (count + waiting, patience);
+                }
+                Work::Again(group) => self.settle(group).await,
+            }
         }
     }
 
-    /// What waits, as far as it fits one batch; waits for the first.
-    async fn gather(&mut self) -> Option<Vec<Pending>> {
+    /// What to do next; none at the end.
+    async fn next(&mut self) -> Option<Work> {
+        loop {
+            let due = self.again.front().map(|(at, _)| *at);
+            let is_due = due.is_some_and(|at| at <= Instant::now());
+            let is_new = !self.held.is_empty() || !self.queue.is_empty();
+            if is_due && (self.turn_of_again || !is_new) {
+                self.turn_of_again = false;
+                return self.again.pop_front().map(|(_, group)| Work::Again(group));
+            }
+            self.turn_of_again = true;
+            if is_new {
+                return Some(Work::New(self.gather(None).await));
+            }
+            let first = match due {
+                None => self.queue.recv().await,
+                Some(at) => match timeout_at(at, self.queue.recv()).await {
+                    Ok(Some(first)) => Some(first),
+                    // Nobody sends any more; what is tried again comes to its end.
+                    Ok(None) => {
+                        sleep_until(at).await;
+                        continue;
+                    }
+                    Err(_) => continue,
+                },
+            };
+            let first = first?;
+            return Some(Work::New(self.gather(Some(first)).await));
+        }
+    }
+
+    /// What waits, as far as it fits one batch.
+    async fn gather(&mut self, first: Option<Pending>) -> Vec<Pending> {
         let mut gathered = Gathered::default();
         for pending in std::mem::take(&mut self.held) {
             self.sort_in(pending, &mut gathered);
         }
         self.changed.clear();
-        if gathered.batch.is_empty() {
-            let first = self.queue.recv().await?;
+        if let Some(first) = first {
             self.sort_in(first, &mut gathered);
         }
         let (hoped, patience) = self.hope;
@@ -115,7 +165,7 @@ impl Committer {
         if let Some(first) = gathered.batch.first() {
             self.meter.waited(first.accepted.elapsed());
         }
-        Some(gathered.batch)
+        gathered.batch
     }
 
     /// Puts a change into the batch, or keeps it for a later one, or answers it.
@@ -140,14 +190,20 @@ impl Committer {
         }
     }
 
-    /// Commits a batch, in parts where parts of it cannot be committed, until all are answered.
-    ///
-    /// What is tried again goes behind what has not been tried, so that nothing blocks the rest.
-    async fn settle(&mut self, batch: Vec<Pending>) {
+    /// Refuses creations for which there is no room.
+    async fn admit(&self, batch: Vec<Pending>) -> Vec<Pending> {
         let messages = batch.iter().map(|pending| pending.commit.messages.len() as u64).sum();
         let bytes = batch.iter().map(|pending| pending.bytes as u64).sum();
-        let full = self.retention.before_batch(messages, bytes).await;
-        let mut groups = Groups::from([refuse_creations(batch, full)]);
+        match self.retention.before_batch(messages, bytes).await {
+            None => batch,
+            Some(room) => refuse_creations(batch, room),
+        }
+    }
+
+    /// Tries a batch, in parts where parts of it cannot be committed, until each change is answered
+    /// or put back for another try.
+    async fn settle(&mut self, batch: Vec<Pending>) {
+        let mut groups = Groups::from([batch]);
         while let Some(group) = groups.pop_front() {
             let group = self.worth_trying(group).await;
             if group.is_empty() {
@@ -157,17 +213,21 @@ impl Committer {
                 Ok(last) => self.done(group, last),
                 Err(BatchError::Unknown(reason)) => {
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
-                    sleep(RETRY_PAUSE).await;
-                    groups.push_back(tried(group, &reason, true));
+                    self.put_back(tried(group, &reason, true), RETRY_PAUSE);
                 }
                 Err(BatchError::NotDone(reason)) => {
-                    sleep(RETRY_PAUSE).await;
-                    groups.push_back(tried(group, &reason, false));
+                    self.put_back(tried(group, &reason, false), RETRY_PAUSE);
                 }
                 Err(BatchError::Refused { err_code, description }) => {
                     self.refused(group, err_code, description, &mut groups).await;
                 }
             }
+        }
+    }
+
+    fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
+        if !group.is_empty() {
+            self.again.push_back((Instant::now() + pause, group));
         }
     }
 
@@ -203,7 +263,7 @@ impl Committer {
     }
 
     async fn refused(
-        &self,
+        &mut self,
         mut group: Vec<Pending>,
         err_code: u64,
         description: String,
@@ -220,81 +280,63 @@ impl Committer {
             split(group, groups);
             return;
         }
+        let group = tried(group, &reason, false);
         match err_code {
             code::WRONG_LAST_SEQUENCE => {
                 for pending in group {
-                    groups.extend(self.lost(pending, &reason).await.map(|again| vec![again]));
+                    let unclear = self.lost(pending).await;
+                    self.put_back(unclear.into_iter().collect(), RETRY_PAUSE);
                 }
             }
-            code::WRITE_UNDER_WAY => {
-                sleep(BUSY_PAUSE).await;
-                groups.push_back(tried(group, &reason, false));
-            }
-            code::STORE_FAILED => self.no_room(tried(group, &reason, false), groups).await,
-            _ => {
-                sleep(RETRY_PAUSE).await;
-                groups.push_back(tried(group, &reason, false));
-            }
+            code::WRITE_UNDER_WAY => self.put_back(group, BUSY_PAUSE),
+            code::STORE_FAILED => self.no_room(group, groups).await,
+            _ => self.put_back(group, RETRY_PAUSE),
         }
     }
 
     /// The stream is at its limits, or its disk fails.
-    async fn no_room(&self, mut group: Vec<Pending>, groups: &mut Groups) {
+    async fn no_room(&mut self, mut group: Vec<Pending>, groups: &mut Groups) {
         let now = Instant::now();
         for pending in &mut group {
             pending.full_since.get_or_insert(now);
         }
-        let removed = self.retention.make_room().await;
+        self.retention.make_room().await;
+        if let Some(reason) = self.retention.full() {
+            group = refuse_creations(group, Allowance { messages: 0, bytes: 0, reason });
+        }
         if group.len() > 1 {
             // A batch needs room for all of its messages at once; smaller ones may fit.
             split(group, groups);
             return;
         }
-        let full = self.retention.full();
-        for pending in group {
-            let waited = pending.full_since.is_some_and(|since| since.elapsed() > FULL_WAIT);
-            let give_up = waited || (pending.commit.creates() && !removed && full.is_some());
-            if give_up {
-                let reason = full.clone().unwrap_or_else(|| pending.reason.clone());
-                let outcome = if pending.maybe_done {
-                    StorageError::OutcomeUnknown { reason }
-                } else {
-                    StorageError::Full { reason }
-                };
-                answer(pending, Err(outcome));
-            } else {
-                groups.push_back(vec![pending]);
-            }
+        let (waited, group): (Vec<_>, Vec<_>) = group.into_iter().partition(|pending| {
+            pending.full_since.is_some_and(|since| since.elapsed() > FULL_WAIT)
+        });
+        for pending in waited {
+            no_room_for(pending, self.retention.full());
         }
-        sleep(FULL_PAUSE).await;
+        self.put_back(group, FULL_PAUSE);
     }
 
     /// A change that another one came before, unless that was an earlier try of itself. Gives it
     /// back if neither can be seen.
-    async fn lost(&self, mut pending: Pending, reason: &str) -> Option<Pending> {
-        // nats-server refuses a move that was read; a creation also where it cannot look, such as
-        // while it shuts down. So a creation has lost only to something that is there.
-        if !pending.maybe_done && !pending.commit.creates() {
-            let lost = pending.commit.lost();
-            answer(pending, Err(lost));
-            return None;
-        }
-        let outcome = match history::find_commit(&self.reader, &pending.commit).await {
-            Ok(Found::Stored(sequence)) => Ok(sequence),
-            Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
-            Ok(Found::Absent) if !pending.commit.creates() => Err(pending.commit.lost()),
-            Ok(Found::Absent) => match history::is_taken(&self.reader, &pending.commit).await {
-                Ok(true) => Err(pending.commit.lost()),
-                Ok(false) | Err(_) => {
-                    sleep(RETRY_PAUSE).await;
-                    reason.clone_into(&mut pending.reason);
-                    return Some(pending);
-                }
-            },
-            Err(error) if pending.maybe_done => {
-                Err(StorageError::OutcomeUnknown { reason: error.to_string() })
+    async fn lost(&self, pending: Pending) -> Option<Pending> {
+        let outcome = if pending.maybe_done {
+            match history::find_commit(&self.reader, &pending.commit).await {
+                Ok(Found::Stored(sequence)) => Ok(sequence),
+                Ok(Found::Absent) => Err(pending.commit.lost()),
+                Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
+                Err(error) => Err(StorageError::OutcomeUnknown { reason: error.to_string() }),
             }
-            Err(error) => Err(error),
+        } else if pending.commit.creates() {
+            // nats-server refuses a creation also where it cannot look, such as while it shuts
+            // down. So it has lost only to something that is there.
+            match history::is_taken(&self.reader, &pending.commit).await {
+                Ok(true) => Err(pending.commit.lost()),
+                Ok(false) | Err(_) => return Some(pending),
+            }
+        } else {
+            Err(pending.commit.lost())
         };
         answer(pending, outcome);
         None
@@ -312,6 +354,14 @@ impl Committer {
             answer(pending, Ok(Sequence(sequence)));
         }
     }
+}
+
+/// What the task does next.
+enum Work {
+    /// A batch of what has come.
+    New(Vec<Pending>),
+    /// What was tried before.
+    Again(Vec<Pending>),
 }
 
 /// A batch in the making.
@@ -349,15 +399,33 @@ fn split(mut group: Vec<Pending>, groups: &mut Groups) {
     groups.push_front(group);
 }
 
-/// Answers the creations of a batch, if there is a reason why nothing new may come.
-fn refuse_creations(batch: Vec<Pending>, full: Option<String>) -> Vec<Pending> {
-    let Some(reason) = full else { return batch };
-    let (creations, moves): (Vec<_>, _) =
-        batch.into_iter().partition(|pending| pending.commit.creates());
-    for pending in creations {
-        answer(pending, Err(StorageError::Full { reason: reason.clone() }));
+/// Answers the creations of a batch for which there is no room, in their order; gives the rest.
+fn refuse_creations(batch: Vec<Pending>, mut room: Allowance) -> Vec<Pending> {
+    let mut rest = Vec::with_capacity(batch.len());
+    for pending in batch {
+        let (messages, bytes) = (pending.commit.messages.len() as u64, pending.bytes as u64);
+        if !pending.commit.creates() {
+            rest.push(pending);
+        } else if messages <= room.messages && bytes <= room.bytes {
+            room.messages -= messages;
+            room.bytes -= bytes;
+            rest.push(pending);
+        } else {
+            no_room_for(pending, Some(room.reason.clone()));
+        }
     }
-    moves
+    rest
+}
+
+/// Answers a change that has no room.
+fn no_room_for(pending: Pending, full: Option<String>) {
+    let reason = full.unwrap_or_else(|| pending.reason.clone());
+    let outcome = if pending.maybe_done {
+        StorageError::OutcomeUnknown { reason }
+    } else {
+        StorageError::Full { reason }
+    };
+    answer(pending, Err(outcome));
 }
 
 /// Notes what came of a try.
@@ -384,6 +452,8 @@ fn in_time(pending: Pending, now: Instant) -> Option<Pending> {
     let reason = if pending.reason.is_empty() { late } else { pending.reason.clone() };
     let outcome = if pending.maybe_done {
         StorageError::OutcomeUnknown { reason }
+    } else if pending.full_since.is_some() {
+        StorageError::Full { reason }
     } else {
         StorageError::Unavailable { reason }
     };

@@ -168,15 +168,14 @@ impl NATSStorageConfig {
 }
 
 impl NATSStorageConfig {
-    /// The user and the password that stand before the hosts; where several have them, they must be
-    /// the same.
-    pub(super) fn login(&self) -> Result<Option<(String, String)>, String> {
+    /// The user and the password that stand before the hosts, or one word, which is an access key.
+    /// Where several hosts have them, they must be the same.
+    pub(super) fn login(&self) -> Result<Option<(String, Option<String>)>, String> {
         let mut login = None;
         for url in &self.nats_urls {
             let Ok(address) = url.parse::<async_nats::ServerAddr>() else { continue };
             let Some(user) = address.username() else { continue };
-            let password = address.password().unwrap_or_default();
-            let found = (decoded(user), decoded(password));
+            let found = (decoded(user), address.password().map(decoded));
             if login.get_or_insert_with(|| found.clone()) != &found {
                 return Err("all addresses must have the same user and password".to_owned());
             }
@@ -244,7 +243,8 @@ mod tests {
             let nats_urls = urls.iter().map(ToString::to_string).collect();
             NATSStorageConfig { nats_urls, ..NATSStorageConfig::default() }.login()
         };
-        let me = |password: &str| Ok(Some(("me".to_owned(), password.to_owned())));
+        let me = |password: &str| Ok(Some(("me".to_owned(), Some(password.to_owned()))));
+        assert_eq!(login(&["nats://key@a"]), Ok(Some(("key".to_owned(), None))));
         assert_eq!(login(&["nats://a:4222"]), Ok(None));
         assert_eq!(login(&["nats://a:4222", "nats://me:pw@b:4222"]), me("pw"));
         assert_eq!(login(&["nats://me:p%40%3Aw%@b:4222"]), me("p@:w%"));

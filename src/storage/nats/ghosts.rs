@@ -15,11 +15,12 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 use uuid::Uuid;
 
-use super::api::{self, ApiError, ask};
+use super::api::{self, ApiError, StreamState, ask};
 use super::link::Link;
-use super::names::{self, ALL_TOKENS, STREAM};
+use super::names::{self, ALL_TOKENS, STREAM, header};
 use super::read::{Reader, unavailable};
 use super::subjects;
 use crate::domain::WorkflowId;
@@ -35,24 +36,56 @@ const STEP_WAIT: Duration = Duration::from_secs(5);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
 /// Removes every message of a token that is older than its newest one. Gives how many went.
-pub async fn remove(link: &Link, reader: &Reader) -> Result<u64, StorageError> {
-    let mut walk = Walk::start(link).await?;
-    // Half of an id is enough: two tokens that share it are looked at in vain.
-    let mut seen: HashSet<u64> = HashSet::new();
+///
+/// It looks at what was there when `state` was read. What was stored since, nothing has brought back.
+pub async fn remove(
+    link: &Link,
+    reader: &Reader,
+    state: &StreamState,
+) -> Result<u64, StorageError> {
+    let doubled = if state.replicas > 1 {
+        // A consumer may read from any replica, and each has files of its own.
+        doubled_at_leader(link).await?
+    } else {
+        let mut walk = Walk::start(link, state.last_sequence).await?;
+        let doubled = walk.doubled(link).await;
+        walk.end(link).await;
+        doubled?
+    };
     let mut removed = 0;
-    while let Some(step) = walk.step(link).await? {
-        for (workflow, token) in step {
-            let (high, low) = token.as_u64_pair();
-            if !seen.insert(high ^ low) {
-                removed += remove_older(link, reader, &workflow, token).await?;
-            }
-        }
+    for (workflow, token) in doubled {
+        removed += remove_older(link, reader, &workflow, token).await?;
     }
-    walk.end(link).await?;
     Ok(removed)
 }
 
-/// A token that moves during the walk is seen twice, too; then there is nothing to remove.
+/// The tokens seen so far, and those of them that were seen again.
+#[derive(Default)]
+struct Seen {
+    // Half of an id is enough: two tokens that share it are looked at in vain.
+    once: HashSet<u64>,
+    again: HashSet<(WorkflowId, Uuid)>,
+}
+
+impl Seen {
+    fn see(&mut self, subject: &str, count: u64) {
+        let Some((workflow, _, token)) = names::parse_token(subject) else { return };
+        let (high, low) = token.as_u64_pair();
+        if !self.once.insert(high ^ low) || count > 1 {
+            self.again.insert((workflow, token));
+        }
+    }
+}
+
+/// Tokens with several messages, as the leader of the stream has them. It takes three times as long
+/// as a walk.
+async fn doubled_at_leader(link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, StorageError> {
+    let mut seen = Seen::default();
+    subjects::visit(link, ALL_TOKENS, |subject, count| seen.see(subject, count)).await?;
+    Ok(seen.again)
+}
+
+/// A token that has just moved has several messages for a second; then there is nothing to remove.
 async fn remove_older(
     link: &Link,
     reader: &Reader,
@@ -66,15 +99,13 @@ async fn remove_older(
         if subject != newest.subject || count > 1 {
             subjects.push(subject.to_owned());
         }
-        true
     })
     .await?;
     let mut removed = 0;
     for subject in subjects {
         // Whatever comes there meanwhile is newer.
         let older = json!({ "filter": subject, "seq": newest.sequence });
-        let answer = ask(link, &format!("STREAM.PURGE.{STREAM}"), &older).await?;
-        removed += answer["purged"].as_u64().unwrap_or(0);
+        removed += api::purge(link, &older).await?;
     }
     Ok(removed)
 }
@@ -84,11 +115,13 @@ struct Walk {
     consumer: String,
     inbox: String,
     messages: Subscriber,
+    /// The last sequence that it looks at.
+    last: u64,
     pending: u64,
 }
 
 impl Walk {
-    async fn start(link: &Link) -> Result<Self, StorageError> {
+    async fn start(link: &Link, last: u64) -> Result<Self, StorageError> {
         let (inbox, messages) = link.subscribe_inbox().await.map_err(unavailable)?;
         let config = json!({
             "filter_subject": ALL_TOKENS, "deliver_policy": "all", "ack_policy": "none", "headers_only": true,
@@ -99,51 +132,71 @@ impl Walk {
         let unreadable = || ApiError::Unreadable(made.to_string());
         let consumer = made["name"].as_str().ok_or_else(unreadable)?.to_owned();
         let pending = made["num_pending"].as_u64().ok_or_else(unreadable)?;
-        Ok(Self { consumer, inbox, messages, pending })
+        Ok(Self { consumer, inbox, messages, last, pending })
     }
 
-    /// The tokens of the next messages that hold one; none at the end.
-    async fn step(&mut self, link: &Link) -> Result<Option<Vec<(WorkflowId, Uuid)>>, StorageError> {
-        if self.pending == 0 {
-            return Ok(None);
-        }
+    /// The tokens of which there are several states.
+    async fn doubled(&mut self, link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, StorageError> {
+        let mut seen = Seen::default();
+        while self.pending > 0 && self.step(link, &mut seen).await? {}
+        Ok(seen.again)
+    }
+
+    /// Whether there may be more.
+    async fn step(&mut self, link: &Link, seen: &mut Seen) -> Result<bool, StorageError> {
         let deadline = Instant::now() + STEP_WAIT;
-        let request = json!({ "batch": STEP_MESSAGES, "expires": STEP_WAIT.as_nanos() as u64 });
+        let request = json!({ "batch": STEP_MESSAGES, "no_wait": true }).to_string();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{}", self.consumer);
-        let sent = link.publish_for(subject, &self.inbox, request.to_string().into(), deadline);
+        let sent = link.publish_for(subject, &self.inbox, request.into(), deadline);
         sent.await.map_err(unavailable)?;
-        let mut tokens = Vec::new();
-        for _ in 0..STEP_MESSAGES.min(usize::try_from(self.pending).unwrap_or(usize::MAX)) {
+        for number in 0..STEP_MESSAGES {
             let message = timeout_at(deadline, self.messages.next()).await;
             let message = message.ok().flatten().ok_or_else(|| unavailable("no answer in time"))?;
-            self.pending = pending_after(&message).ok_or_else(|| {
-                unavailable(format!("{:?} in place of a message", message.status))
-            })?;
-            let state = size(&message).is_some_and(|bytes| bytes > 0);
-            tokens.extend(
-                names::parse_token(&message.subject)
-                    .filter(|_| state)
-                    .map(|(workflow, _, token)| (workflow, token)),
-            );
+            // It has fewer than it said: some have expired meanwhile.
+            if message.status.is_some() {
+                return Ok(number > 0);
+            }
+            let place = Place::of(&message).ok_or_else(|| unavailable("no reply subject"))?;
+            if place.sequence > self.last {
+                return Ok(false);
+            }
+            if size(&message).is_some_and(|bytes| bytes > 0) {
+                seen.see(&message.subject, 1);
+            }
+            self.pending = place.pending;
+            if self.pending == 0 {
+                return Ok(false);
+            }
         }
-        Ok(Some(tokens))
+        Ok(true)
     }
 
-    async fn end(self, link: &Link) -> Result<(), ApiError> {
+    /// If this does not work, nats-server forgets it by itself.
+    async fn end(self, link: &Link) {
         let subject = format!("CONSUMER.DELETE.{STREAM}.{}", self.consumer);
-        api::ask(link, &subject, &Value::Null).await.map(drop)
+        if let Err(error) = ask(link, &subject, &Value::Null).await {
+            debug!(error = %error, "the consumer of a walk could not be deleted");
+        }
     }
 }
 
 /// How many bytes the message has whose headers these are.
 fn size(message: &Message) -> Option<u64> {
-    message.headers.as_ref()?.get("Nats-Msg-Size")?.as_str().parse().ok()
+    message.headers.as_ref()?.get(header::MESSAGE_SIZE)?.as_str().parse().ok()
 }
 
-/// How many messages come after this one: the last number of its reply subject, which may be
-/// followed by one more part (architecture decision record 15 of NATS).
-fn pending_after(message: &Message) -> Option<u64> {
-    let reply: Vec<_> = message.reply.as_ref()?.split('.').collect();
-    let place = if reply.len() == 9 { 8 } else { 10 };
-    reply.get(place)?.parse().ok()
+/// Where a message of a consumer stands, as its reply subject says: nine parts, or eleven and more
+/// (architecture decision record 15 of NATS).
+struct Place {
+    sequence: u64,
+    pending: u64,
+}
+
+impl Place {
+    fn of(message: &Message) -> Option<Self> {
+        let reply: Vec<_> = message.reply.as_ref()?.split('.').collect();
+        let offset = if reply.len() == 9 { 0 } else { 2 };
+        let number = |place: usize| reply.get(place + offset)?.parse().ok();
+        Some(Self { sequence: number(5)?, pending: number(8)? })
+    }
 }

@@ -35,7 +35,8 @@ impl NATSStorage {
     /// Stores a token as it is, with the event of its creation: for tokens that come from
     /// elsewhere. Its workflow and its place must be there, else it is [`StorageError::Unfit`].
     ///
-    /// [`StorageError::TokenExists`] if its id is taken, as after an earlier try.
+    /// [`StorageError::TokenExists`] if its id is taken, as after an earlier try. Its
+    /// `nats_timestamp` is missing where it could not be read afterwards.
     pub async fn create_token_with_event(
         &self,
         token: Token,
@@ -54,7 +55,8 @@ impl NATSStorage {
         let change = Change::adopted(token, &definition, triggered_by);
         let stored = self.insert_token(change).await?;
         let mut token = Arc::unwrap_or_clone(stored.token);
-        token.nats_timestamp = self.message_time(stored.revision).await?;
+        // It is stored; that its time cannot be read now does not change that.
+        token.nats_timestamp = self.message_time(stored.revision).await.unwrap_or_default();
         Ok(token)
     }
 
@@ -67,6 +69,14 @@ impl NATSStorage {
     /// [`StorageError::TooLarge`] above 1 GiB.
     pub async fn list_tokens(&self, workflow: &WorkflowId) -> Result<Vec<Token>, StorageError> {
         whole::tokens(self, workflow).await
+    }
+}
+
+/// Clears what a token says of where it stands: its next message knows that itself.
+pub(super) fn forget_place_on_bus(token: &mut Token) {
+    (token.nats_sequence, token.nats_timestamp, token.nats_subject) = (None, None, None);
+    if let Some(newest) = token.transition_history.last_mut() {
+        newest.nats_sequence = None;
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::NATSStorage;
 use super::api::{self, StreamState};
-use crate::storage::{StorageError, StorageHealth};
+use crate::storage::{Figure, StorageError, StorageHealth};
 
 /// How long a broken connection counts as being mended.
 pub const RECONNECTING_MAX: Duration = Duration::from_secs(5);
@@ -77,6 +77,38 @@ impl NATSStorage {
             connection_status: self.connection_status(),
             error_rate: self.meter.error_rate(),
         })
+    }
+
+    pub(super) async fn monitored(&self) -> Vec<Figure> {
+        let connected = f64::from(u8::from(self.link.is_connected()));
+        let lag = self.meter.lag().as_secs_f64();
+        let mut figures = vec![
+            Figure::gauge("nats_connected", "1 while the connection to NATS stands.", connected),
+            Figure::gauge(
+                "nats_write_wait_seconds",
+                "How long the write that was taken up last had waited for its turn.",
+                lag,
+            ),
+            Figure::gauge(
+                "nats_write_error_ratio",
+                "The part of the writes since the start that failed for want of NATS.",
+                self.meter.error_rate(),
+            ),
+        ];
+        if let Ok(state) = api::stream_state(&self.link).await {
+            let of = |count: u64| count as f64;
+            let messages = of(state.messages);
+            figures.extend([
+                Figure::gauge("nats_stream_messages", "Messages in the stream.", messages),
+                Figure::gauge("nats_stream_bytes", "Bytes in the stream.", of(state.bytes)),
+                Figure::gauge(
+                    "nats_stream_subjects",
+                    "Subjects in the stream.",
+                    of(state.subjects),
+                ),
+            ]);
+        }
+        figures
     }
 
     /// How the connection stands.

@@ -17,7 +17,6 @@ use super::read::Reader;
 use super::retention::Retention;
 use super::stream::{self, OpenError};
 use super::subjects;
-use crate::domain::Token;
 
 /// Pause between two tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_millis(250);
@@ -35,6 +34,8 @@ struct Origin {
     server_id: String,
     leader: Option<String>,
     leader_since: String,
+    /// Without replicas nats-server does not tell that the stream's server was restarted.
+    unanswered: u64,
 }
 
 impl Origin {
@@ -44,6 +45,7 @@ impl Origin {
             server_id: link.server_id(),
             leader: state.leader.clone(),
             leader_since: state.leader_since.clone(),
+            unanswered: link.unanswered(),
         }
     }
 }
@@ -97,7 +99,7 @@ impl Keeper {
             return;
         }
         let mut changes = self.link.changes();
-        let (mut was_connected, mut cleaned) = (true, None);
+        let (mut was_connected, mut cleaned, mut retry) = (true, None, RETRY_PAUSE);
         loop {
             let connected = self.link.is_connected();
             self.meter.set_connected(connected);
@@ -108,8 +110,14 @@ impl Keeper {
                 (true, true) => {}
             }
             was_connected = connected;
-            let done = !connected || self.look(&mut cleaned).await;
-            let period = if done { self.options.health_check_interval } else { RETRY_PAUSE };
+            let period = self.options.health_check_interval;
+            let period = if !connected || self.look(&mut cleaned).await {
+                retry = RETRY_PAUSE;
+                period
+            } else {
+                retry = (2 * retry).min(period);
+                retry
+            };
             // Whether the connection changed or time passed, it looks.
             drop(timeout(period, changes.changed()).await);
         }
@@ -135,7 +143,8 @@ impl Keeper {
         if cleaned.as_ref() == Some(&origin) {
             return true;
         }
-        match timeout(CLEANING_MAX, ghosts::remove(&self.link, &self.reader)).await {
+        let removing = ghosts::remove(&self.link, &self.reader, &state);
+        match timeout(CLEANING_MAX, removing).await {
             Ok(Ok(removed)) => {
                 if removed > 0 {
                     warn!(
@@ -202,13 +211,5 @@ impl Keeper {
             }
             Err(error) => warn!(error = %error, "the workflows could not be listed"),
         }
-    }
-}
-
-/// Clears what a token says of where it stands: its next message knows that itself.
-pub fn forget_place_on_bus(token: &mut Token) {
-    (token.nats_sequence, token.nats_timestamp, token.nats_subject) = (None, None, None);
-    if let Some(newest) = token.transition_history.last_mut() {
-        newest.nats_sequence = None;
     }
 }

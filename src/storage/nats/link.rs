@@ -62,6 +62,8 @@ pub struct Link {
 struct Waiters {
     replies: Mutex<HashMap<u64, mpsc::Sender<Message>>>,
     next: AtomicU64,
+    /// Requests that nobody answered.
+    unanswered: AtomicU64,
     /// What the server said last that was not an answer, such as a refused permission.
     complaint: Mutex<Option<String>>,
 }
@@ -103,6 +105,14 @@ impl Drop for Replies {
 impl Replies {
     /// The next answer.
     pub async fn next(&mut self) -> Result<Message, LinkError> {
+        let answer = self.try_next().await;
+        if answer.is_err() {
+            self.waiters.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    async fn try_next(&mut self) -> Result<Message, LinkError> {
         match timeout_at(self.deadline, self.messages.recv()).await {
             Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
                 Err(LinkError::NoResponders(self.subject.clone()))
@@ -170,6 +180,11 @@ impl Link {
     /// The server process that it stands to: another id means another one, or that it was restarted.
     pub fn server_id(&self) -> String {
         self.server().map(|server| server.server_id).unwrap_or_default()
+    }
+
+    /// How many requests nobody has answered: whoever should have may have been restarted.
+    pub fn unanswered(&self) -> u64 {
+        self.waiters.unanswered.load(Ordering::Relaxed)
     }
 
     /// A number that changes whenever the connection breaks or stands again.
@@ -316,7 +331,10 @@ async fn connect_options(
         });
     if let Some((user, password)) = config.login()? {
         // The client takes no notice of what stands before a host.
-        connect = connect.user_and_password(user, password);
+        connect = match password {
+            Some(password) => connect.user_and_password(user, password),
+            None => connect.token(user),
+        };
     }
     if let Some(path) = &options.credentials_file {
         connect = connect

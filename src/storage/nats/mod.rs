@@ -46,8 +46,8 @@ use self::names::{ALL_EVENTS, ALL_TOKENS};
 use self::read::{Reader, unavailable};
 use self::retention::Retention;
 use super::{
-    Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken, TokenScope,
-    WorkflowStorage,
+    Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
+    TokenScope, WorkflowStorage,
 };
 use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 
@@ -84,7 +84,10 @@ pub struct NATSStorage {
     meter: Arc<Meter>,
     config: NATSStorageConfig,
     opened: watch::Receiver<Opened>,
+    /// The nats-server process whose stream was cleaned last.
     clean: watch::Receiver<String>,
+    /// The one that is not yet, and until when lists wait for it.
+    waiting: Mutex<(String, Instant)>,
     /// Bytes that writes may still take while they wait.
     room: Arc<Semaphore>,
     /// Where writes go; none once the store is closed.
@@ -165,7 +168,9 @@ impl NATSStorage {
         ];
         let room = Arc::new(Semaphore::new(config.reconnect_buffer_size.max(1)));
         let (queue, tasks) = (Mutex::new(Some(queue)), Mutex::new(tasks));
+        let waiting = Mutex::new((String::new(), Instant::now()));
         Ok(Self {
+            waiting,
             link,
             reader,
             retention,
@@ -278,12 +283,23 @@ impl NATSStorage {
         }
     }
 
-    /// Waits, for a moment, until what a crash of nats-server may have brought back is removed.
+    /// Waits until what a crash of nats-server may have brought back is removed, for a moment after
+    /// the connection to it was made.
     async fn cleaned(&self) {
         let mut clean = self.clean.clone();
-        let is_clean = clean.wait_for(|server_id| *server_id == self.link.server_id());
+        let server_id = self.link.server_id();
+        if *clean.borrow() == server_id {
+            return;
+        }
+        let until = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.0 != server_id {
+                *waiting = (server_id.clone(), Instant::now() + CLEAN_WAIT_MAX);
+            }
+            waiting.1
+        };
         // After that a list is better than none.
-        drop(timeout(CLEAN_WAIT_MAX, is_clean).await);
+        drop(timeout_at(until, clean.wait_for(|cleaned| *cleaned == server_id)).await);
     }
 }
 
@@ -326,7 +342,7 @@ impl WorkflowStorage for NATSStorage {
     }
 
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
-        keeper::forget_place_on_bus(&mut change.token);
+        guide::forget_place_on_bus(&mut change.token);
         let commit = Commit::create_token(&change, self.config.default_max_age)?;
         Ok(stored(change.token, self.write(commit).await?))
     }
@@ -336,7 +352,7 @@ impl WorkflowStorage for NATSStorage {
         expected: Sequence,
         mut change: Change,
     ) -> Result<StoredToken, StorageError> {
-        keeper::forget_place_on_bus(&mut change.token);
+        guide::forget_place_on_bus(&mut change.token);
         // To nats-server these would mean that there is no such token, or nothing at all.
         if expected.0 == 0 || expected.0 == u64::MAX {
             return Err(StorageError::Conflict { token: change.token.id, expected });
@@ -415,6 +431,10 @@ impl WorkflowStorage for NATSStorage {
         self.usable()?;
         let filter = workflow.map_or_else(|| ALL_EVENTS.to_owned(), names::events_of);
         lists::events(&self.reader, &filter, after, limit, self.config.consumer_timeout).await
+    }
+
+    async fn figures(&self) -> Vec<Figure> {
+        self.monitored().await
     }
 
     async fn health(&self) -> StorageHealth {

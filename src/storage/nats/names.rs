@@ -40,6 +40,10 @@ pub mod header {
     pub const SEQUENCE: &str = "Nats-Sequence";
     pub const SUBJECT: &str = "Nats-Subject";
     pub const TIME_STAMP: &str = "Nats-Time-Stamp";
+    pub const STREAM: &str = "Nats-Stream";
+    pub const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
+    pub const NUM_PENDING: &str = "Nats-Num-Pending";
+    pub const MESSAGE_SIZE: &str = "Nats-Msg-Size";
     /// Ours: the format of the payload; none means 1.
     pub const FORMAT: &str = "Cb-Format";
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::api::{self, ANSWER_WAIT, ApiError, StreamState, code};
 use super::codec::{self, Stored};
 use super::link::{Link, LinkError};
-use super::names::STREAM;
+use super::names::{STREAM, header};
 use super::walk::{self, Hints};
 use crate::storage::StorageError;
 
@@ -26,8 +26,7 @@ pub const RUN_BYTES_MAX: usize = 8 << 20;
 /// Pause before it is asked again where nobody answered.
 const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Reads from the stream such that no answer is older than an earlier answer or acknowledgement
-/// of this process.
+/// Reads from the stream such that no answer is older than an earlier answer or acknowledgement.
 ///
 /// A direct get is answered by any copy of the stream: each of its replicas, wherever the request
 /// came in, and also each stream that mirrors it, which applies no rollup. So direct gets are asked
@@ -38,8 +37,6 @@ pub struct Reader {
     pub hints: Hints,
     attempts: usize,
     copies: Mutex<Copies>,
-    /// The highest sequence that was acknowledged or read here.
-    seen: AtomicU64,
     /// The highest sequence that is known of.
     last: AtomicU64,
 }
@@ -59,8 +56,6 @@ pub struct Run {
     pub messages: Vec<Stored>,
     /// Whether more came after them.
     pub more: bool,
-    /// The newest message that there was when they were read, where the server tells it.
-    pub up_to: Option<u64>,
 }
 
 /// A failed read as the caller of the store sees it: nothing was changed.
@@ -70,8 +65,8 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
-        let (copies, seen) = (Mutex::default(), AtomicU64::new(0));
-        Self { link, hints: Hints::new(), attempts, copies, seen, last: AtomicU64::new(0) }
+        let (copies, last) = (Mutex::default(), AtomicU64::new(0));
+        Self { link, hints: Hints::new(), attempts, copies, last }
     }
 
     fn copies(&self) -> MutexGuard<'_, Copies> {
@@ -86,7 +81,6 @@ impl Reader {
         if copies.created != state.created {
             copies.created.clone_from(&state.created);
             self.hints.forget();
-            self.seen.store(0, Ordering::Release);
             self.last.store(0, Ordering::Release);
         }
         drop(copies);
@@ -112,17 +106,12 @@ impl Reader {
 
     /// The highest sequence that is known of.
     pub fn last_sequence(&self) -> u64 {
-        self.last.load(Ordering::Acquire).max(self.seen.load(Ordering::Acquire))
+        self.last.load(Ordering::Acquire)
     }
 
-    /// The highest sequence that was shown to somebody.
-    pub fn seen(&self) -> u64 {
-        self.seen.load(Ordering::Acquire)
-    }
-
-    /// Notes that this sequence was shown to somebody; no later list may be older.
+    /// Notes that there is a message with this sequence.
     pub fn note(&self, sequence: u64) {
-        self.seen.fetch_max(sequence, Ordering::AcqRel);
+        self.last.fetch_max(sequence, Ordering::AcqRel);
     }
 
     /// The newest message on a subject, which may have wildcards.
@@ -276,7 +265,7 @@ impl Reader {
             let message = replies.next().await.map_err(unavailable)?;
             match message.status {
                 None | Some(StatusCode::OK) => {
-                    if number(&message, "Nats-Last-Sequence") != Some(last) {
+                    if number(&message, header::LAST_SEQUENCE) != Some(last) {
                         return Err(unavailable("a message of a list was lost on its way"));
                     }
                     if !is_ours(&message) {
@@ -288,11 +277,10 @@ impl Reader {
                 }
                 // The end of a batch.
                 Some(status) if status.as_u16() == 204 => {
-                    if number(&message, "Nats-Last-Sequence") != Some(last) {
+                    if number(&message, header::LAST_SEQUENCE) != Some(last) {
                         return Err(unavailable("a message of a list was lost on its way"));
                     }
-                    run.more = number(&message, "Nats-Num-Pending").is_some_and(|left| left > 0);
-                    run.up_to = number(&message, "Nats-UpTo-Sequence");
+                    run.more = number(&message, header::NUM_PENDING).is_some_and(|left| left > 0);
                     return Ok(Ok(run));
                 }
                 Some(status) => return Ok(Err((status, message.description))),
@@ -343,7 +331,7 @@ impl Reader {
 
 /// Whether a direct get was answered by our stream, and not by a mirror of it.
 pub fn is_ours(answer: &Message) -> bool {
-    let stream = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Stream"));
+    let stream = answer.headers.as_ref().and_then(|headers| headers.get(header::STREAM));
     stream.is_some_and(|stream| stream.as_str() == STREAM)
 }
 

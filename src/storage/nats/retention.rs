@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::api::{self, ApiError, ask};
+use super::api;
 use super::link::Link;
 use super::names::{self, ALL_EVENTS, STREAM};
 use super::read::Reader;
@@ -49,10 +49,18 @@ struct Usage {
     useless_until: Instant,
     /// Whether something did not fit, whatever the count says.
     refused: bool,
-    /// What the last look removed.
-    removed: u64,
+    /// Whether a look is under way.
+    looking: bool,
     /// Why creations are refused, while they are.
     full: Option<String>,
+}
+
+/// How much creations may still take, and the reason why it is not more.
+#[derive(Debug, Clone)]
+pub struct Allowance {
+    pub messages: u64,
+    pub bytes: u64,
+    pub reason: String,
 }
 
 /// How much of one limit is used.
@@ -76,9 +84,20 @@ impl Room {
         self.max.is_some_and(|max| self.used > max.saturating_sub(2 * self.reserve()))
     }
 
-    /// Whether creations must stop.
+    /// Whether creations must stop: less is left for them than an eighth of the reserve.
     fn is_full(&self) -> bool {
-        self.max.is_some_and(|max| self.used > max.saturating_sub(self.reserve()))
+        self.max.is_some() && self.left() < self.reserve() / 8
+    }
+
+    /// Whether half of it is used.
+    fn is_half(&self) -> bool {
+        self.max.is_some_and(|max| self.used > max / 2)
+    }
+
+    /// How much creations may still use.
+    fn left(&self) -> u64 {
+        self.max
+            .map_or(u64::MAX, |max| max.saturating_sub(self.reserve()).saturating_sub(self.used))
     }
 
     /// How much must go, so that it need not begin anew at once.
@@ -98,7 +117,7 @@ impl Retention {
             counted: now,
             useless_until: now,
             refused: false,
-            removed: 0,
+            looking: false,
             full: None,
         };
         let (usage, wanted) = (Mutex::new(usage), Notify::new());
@@ -113,14 +132,11 @@ impl Retention {
     pub async fn run(&self) {
         loop {
             self.wanted.notified().await;
-            let removed = match self.look().await {
-                Ok(removed) => removed,
-                Err(error) => {
-                    warn!(error = %error, "could not make room in the stream");
-                    0
-                }
-            };
-            self.usage().removed = removed;
+            self.usage().looking = true;
+            if let Err(error) = self.look().await {
+                warn!(error = %error, "could not make room in the stream");
+            }
+            self.usage().looking = false;
             self.looks.send_modify(|number| *number += 1);
             tokio::time::sleep(LOOK_PAUSE).await;
         }
@@ -142,40 +158,54 @@ impl Retention {
         self.usage().full.clone()
     }
 
-    /// Counts in a batch that is about to be sent. Gives the reason if nothing new may be created.
-    pub async fn before_batch(&self, messages: u64, bytes: u64) -> Option<String> {
-        let (look, full) = {
+    /// Counts in a batch that is about to be sent. If creations do not all fit any more, it gives how
+    /// much of them still does.
+    pub async fn before_batch(&self, messages: u64, bytes: u64) -> Option<Allowance> {
+        let look = {
             let mut usage = self.usage();
             usage.messages.used += messages;
             usage.bytes.used += bytes;
-            let old = usage.counted.elapsed() >= COUNT_AGE_MAX;
-            (old || usage.is_high(), usage.is_full())
+            if !usage.is_full() && usage.full.is_none() {
+                let old = usage.counted.elapsed() >= COUNT_AGE_MAX;
+                if old || usage.is_high() {
+                    self.wanted.notify_one();
+                }
+                return None;
+            }
+            drop(usage);
+            self.next_look()
         };
-        if full {
-            self.next_look().await;
-        } else if look {
-            self.wanted.notify_one();
-        }
-        self.full()
+        look.await;
+        let mut usage = self.usage();
+        let none = usage.full.is_some();
+        let allowance = Allowance {
+            messages: if none { 0 } else { usage.messages.left() },
+            bytes: if none { 0 } else { usage.bytes.left() },
+            reason: usage.full.clone().unwrap_or_else(|| usage.reason()),
+        };
+        usage.messages.used += messages;
+        usage.bytes.used += bytes;
+        (messages > allowance.messages || bytes > allowance.bytes).then_some(allowance)
     }
 
-    /// Looks for room because something did not fit. Gives whether anything went.
-    pub async fn make_room(&self) -> bool {
+    /// Looks for room because something did not fit.
+    pub async fn make_room(&self) {
         self.usage().refused = true;
         self.next_look().await;
-        self.usage().removed > 0
     }
 
     /// Asks for a look and waits for its end, for a moment.
     async fn next_look(&self) {
         let mut looks = self.looks.subscribe();
+        // One that is under way may have looked already.
+        let wanted = *looks.borrow_and_update() + 1 + u64::from(self.usage().looking);
         self.wanted.notify_one();
         // If it takes longer, the committer goes on with what it knows.
-        drop(timeout(LOOK_WAIT, looks.changed()).await);
+        drop(timeout(LOOK_WAIT, looks.wait_for(|number| *number >= wanted)).await);
     }
 
-    /// Counts, and removes the oldest history if room is scarce. Gives how much went.
-    async fn look(&self) -> Result<u64, StorageError> {
+    /// Counts, and removes the oldest history if room is scarce.
+    async fn look(&self) -> Result<(), StorageError> {
         let state = api::stream_state(&self.link).await?;
         self.counted(&state);
         let begun = Instant::now();
@@ -183,10 +213,13 @@ impl Retention {
             let mut usage = self.usage();
             if usage.useless_until > begun {
                 usage.note_if_full();
-                return Ok(0);
+                return Ok(());
             }
-            if !std::mem::take(&mut usage.refused) && !usage.is_high() {
-                return Ok(0);
+            // Something large may not fit long before room is scarce; but if there is a lot of it,
+            // it is the disk that fails, and history does not help.
+            let refused = std::mem::take(&mut usage.refused) && usage.is_half();
+            if !refused && !usage.is_high() {
+                return Ok(());
             }
         }
         let removed = self.remove_history(&state).await;
@@ -197,10 +230,11 @@ impl Retention {
         }
         usage.note_if_full();
         drop(usage);
-        if let Ok(removed @ 1..) = removed {
-            info!(messages = removed, "removed the oldest history to make room");
+        match removed? {
+            0 => {}
+            removed => info!(messages = removed, "removed the oldest history to make room"),
         }
-        removed
+        Ok(())
     }
 
     async fn remove_history(&self, state: &api::StreamState) -> Result<u64, StorageError> {
@@ -210,7 +244,8 @@ impl Retention {
             if events > 0 {
                 // Whoever else removes at this moment keeps as many, so together it is not more.
                 let keep = events.saturating_sub(excess);
-                removed += self.purge(&json!({ "filter": ALL_EVENTS, "keep": keep })).await?;
+                removed +=
+                    api::purge(&self.link, &json!({ "filter": ALL_EVENTS, "keep": keep })).await?;
             }
             if !self.is_full_now().await? {
                 return Ok(removed);
@@ -248,18 +283,14 @@ impl Retention {
             let span = self.reader.last_sequence().saturating_sub(first);
             let before = first + span * step / COMPLETED_STEPS + 1;
             for (place, _) in places.iter().filter(|(_, oldest)| *oldest < before) {
-                removed += self.purge(&json!({ "filter": place, "seq": before })).await?;
+                removed +=
+                    api::purge(&self.link, &json!({ "filter": place, "seq": before })).await?;
             }
             if !self.is_full_now().await? {
                 break;
             }
         }
         Ok(removed)
-    }
-
-    async fn purge(&self, request: &Value) -> Result<u64, ApiError> {
-        let answer = ask(&self.link, &format!("STREAM.PURGE.{STREAM}"), request).await?;
-        Ok(answer["purged"].as_u64().unwrap_or(0))
     }
 }
 
@@ -270,6 +301,10 @@ impl Usage {
 
     fn is_full(&self) -> bool {
         self.messages.is_full() || self.bytes.is_full()
+    }
+
+    fn is_half(&self) -> bool {
+        self.messages.is_half() || self.bytes.is_half()
     }
 
     /// Notes that nothing new may come, if that is so; history could not make room just now.

@@ -2,27 +2,25 @@
 
 use serde_json::json;
 
-use super::api::{ApiError, ask};
+use super::api::{ApiError, ask_long};
 use super::link::Link;
 use super::names::{self, ALL_DEFINITIONS, STREAM};
 use crate::domain::WorkflowId;
 
 /// Calls `each` with every subject that matches `filter` and how many messages it has, by pages
-/// of at most 100,000, until it says to stop.
+/// of at most 100,000.
 pub async fn visit(
     link: &Link,
     filter: &str,
-    mut each: impl FnMut(&str, u64) -> bool,
+    mut each: impl FnMut(&str, u64),
 ) -> Result<(), ApiError> {
     let mut offset = 0;
     loop {
         let request = json!({ "subjects_filter": filter, "offset": offset });
-        let info = ask(link, &format!("STREAM.INFO.{STREAM}"), &request).await?;
+        let info = ask_long(link, &format!("STREAM.INFO.{STREAM}"), &request).await?;
         let Some(subjects) = info["state"]["subjects"].as_object() else { return Ok(()) };
         for (subject, count) in subjects {
-            if !each(subject, count.as_u64().unwrap_or(0)) {
-                return Ok(());
-            }
+            each(subject, count.as_u64().unwrap_or(0));
         }
         offset += subjects.len();
         let total = info["total"].as_u64().and_then(|total| usize::try_from(total).ok());
@@ -35,22 +33,15 @@ pub async fn visit(
 /// Messages on the subjects that match a filter.
 pub async fn count(link: &Link, filter: &str) -> Result<u64, ApiError> {
     let mut sum = 0;
-    visit(link, filter, |_, count| {
-        sum += count;
-        true
-    })
-    .await?;
+    visit(link, filter, |_, count| sum += count).await?;
     Ok(sum)
 }
 
 /// The ids of all workflows, in their order.
 pub async fn workflows(link: &Link) -> Result<Vec<WorkflowId>, ApiError> {
     let mut workflows = Vec::new();
-    visit(link, ALL_DEFINITIONS, |subject, _| {
-        workflows.extend(names::parse_definition(subject));
-        true
-    })
-    .await?;
+    let each = |subject: &str, _| workflows.extend(names::parse_definition(subject));
+    visit(link, ALL_DEFINITIONS, each).await?;
     workflows.sort_unstable();
     workflows.dedup();
     Ok(workflows)

@@ -110,14 +110,11 @@ pub async fn run(
     limit: usize,
     deadline: Instant,
 ) -> Result<Run, StorageError> {
-    let hint = reader.hints.of(filter);
-    let known_many = hint.many_at.is_some_and(|at| at.elapsed() < MANY_FOR);
     if !reader.is_only_copy() {
-        if !known_many && let Some(run) = few_of_a_copy(reader, filter, start, limit).await? {
-            return Ok(run);
-        }
         return reader.leader_run(filter, start, limit, deadline).await;
     }
+    let hint = reader.hints.of(filter);
+    let known_many = hint.many_at.is_some_and(|at| at.elapsed() < MANY_FOR);
     let many = known_many || (!reader.hints.is_small() && sample_has_many(reader, filter).await?);
     if !many {
         if let Some(run) = few(reader, filter, start, limit).await? {
@@ -148,27 +145,6 @@ async fn few(
             Ok(Some(Run::default()))
         }
         Err((status, description)) => Err(read::refused(status, description.as_deref())),
-    }
-}
-
-/// The same of whichever copy of the stream answers; none if it lags, or is no good otherwise.
-async fn few_of_a_copy(
-    reader: &Reader,
-    filter: &str,
-    start: u64,
-    limit: usize,
-) -> Result<Option<Run>, StorageError> {
-    let seen = reader.seen();
-    match few(reader, filter, start, limit).await {
-        Ok(Some(run)) => {
-            Ok(Some(run).filter(|run| !run.messages.is_empty() && run.up_to >= Some(seen)))
-        }
-        Ok(None) => {
-            reader.hints.many(filter);
-            Ok(None)
-        }
-        Err(StorageError::Unavailable { .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

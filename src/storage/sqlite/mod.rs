@@ -26,8 +26,8 @@ use self::read::Readers;
 use self::recent::Recent;
 use self::write::{EventRow, Job, SharedHealth, TokenRow, Write, Writer};
 use super::{
-    Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken, TokenScope,
-    WorkflowStorage,
+    Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
+    TokenScope, WorkflowStorage,
 };
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{Change, EventKind, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
@@ -58,6 +58,7 @@ impl SqliteStorageConfig {
 /// Keeps everything in one SQLite file that one process uses at a time.
 #[derive(Debug)]
 pub struct SqliteStorage {
+    path: PathBuf,
     readers: Readers,
     recent: Arc<Recent>,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
@@ -89,6 +90,7 @@ impl SqliteStorage {
         let thread =
             thread.map_err(|error| failed(format!("no thread for the writer: {error}")))?;
         Ok(Self {
+            path,
             readers,
             recent,
             jobs: Mutex::new(Some(jobs)),
@@ -254,6 +256,16 @@ impl WorkflowStorage for SqliteStorage {
         self.readers
             .run(move |connection| read::events(connection, workflow.as_ref(), after, limit))
             .await
+    }
+
+    async fn figures(&self) -> Vec<Figure> {
+        // It is looked up in memory by the operating system.
+        let bytes = std::fs::metadata(&self.path).map(|file| file.len());
+        let meaning = "Bytes of the file, without its log.";
+        bytes
+            .map(|bytes| Figure::gauge("sqlite_file_bytes", meaning, bytes as f64))
+            .into_iter()
+            .collect()
     }
 
     async fn health(&self) -> StorageHealth {
