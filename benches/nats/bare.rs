@@ -122,6 +122,18 @@ impl Bare {
         (Times::new(times, start.elapsed()), moves)
     }
 
+    /// Waits until nobody walks through the stream any more.
+    pub async fn quiet(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
+            let answer = self.client.request(subject, Bytes::new()).await.expect("it answers");
+            if parse(&answer.payload)["state"]["consumer_count"] == 0 {
+                return;
+            }
+        }
+    }
+
     /// Direct gets of single tokens, one at a time.
     pub async fn gets(&self, ids: &[String], time: Duration) -> Times {
         let (start, mut times) = (Instant::now(), Vec::new());

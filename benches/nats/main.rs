@@ -4,8 +4,8 @@
 //! `cargo bench --bench nats` runs it and prints the tables of `docs/benchmarks.md`. It needs a
 //! nats-server, in `NATS_SERVER` or on the PATH. With `BENCH_SECONDS` each measurement takes
 //! another time than 3 s, with `BENCH_PART` only one part is done (`moves`, `workflows`, `tokens`),
-//! with `BENCH_TOKENS` the last part has another number of tokens than a
-//! million.
+//! with `BENCH_CASE` (such as `3x64`: replicas and connections) only one row of the first, and with
+//! `BENCH_TOKENS` the last part has another number of tokens than a million.
 
 #![allow(clippy::print_stdout)]
 
@@ -400,6 +400,9 @@ async fn sizes(time: Duration) {
         let ids = Arc::new(fill(&bus, workflow("bench"), count).await);
         let server = Server::start(&bus);
         let fresh = server.memory();
+        let (token, event) = payloads();
+        let bare = Bare::new(&bus.config().nats_urls[0], 1, token, event).await;
+        bare.quiet().await;
         let one = hammer(&server.address, 1, time, read(Arc::clone(&ids))).await;
         let page = |after: Option<String>| {
             let query = "query($after: String) { tokenConnection(workflowId: \"bench\", placeId: \"open\", first: 100, after: $after)
@@ -409,8 +412,6 @@ async fn sizes(time: Duration) {
         };
         let first = hammer(&server.address, 1, time, page(None)).await;
         let middle = hammer(&server.address, 1, time, page(Some(count.to_string()))).await;
-        let (token, event) = payloads();
-        let bare = Bare::new(&bus.config().nats_urls[0], 1, token, event).await;
         let subjects: Vec<_> =
             ids.iter().map(|id| format!("cb.workflows.bench.places.open.tokens.{id}")).collect();
         let get = bare.gets(&subjects, time).await;

@@ -4,17 +4,21 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use circuit_breaker::storage::{PageLimit, TokenScope, WorkflowStorage};
+use circuit_breaker::storage::{
+    PageLimit, StorageError, StorageHealth, TokenScope, WorkflowStorage,
+};
 use circuit_breaker::{NATSOpenError, NATSStorage, NATSStorageConfig};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
 use crate::nats_server::{self, NatsServer, free_port};
 use crate::support::{
-    CREATE_WORKFLOW, Server, as_written, new_token, review_input, review_workflow, runtime,
-    server_command,
+    CREATE_WORKFLOW, FIRE, Server, as_written, fired, new_token, review_input, review_workflow,
+    runtime, server_command, workflow_id,
 };
 
 /// Starts a server that must end by itself, and gives its exit status and what it said.
@@ -240,6 +244,69 @@ fn a_wrong_password_makes_the_server_not_ready_and_says_so() {
     assert_eq!(server.client().get("/health/ready").0, 200);
 }
 
+/// An authority, and certificates of it for the server and for a client, as files.
+struct Certificates {
+    folder: tempfile::TempDir,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        let mut authority = CertificateParams::new(vec![]).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let authority = CertifiedIssuer::self_signed(authority, key).unwrap();
+        write("ca.pem", authority.pem());
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let certificate = CertificateParams::new(names).unwrap();
+            let certificate = certificate.signed_by(&key, &authority).unwrap();
+            write(&format!("{name}.pem"), certificate.pem());
+            write(&format!("{name}-key.pem"), key.serialize_pem());
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn tls_is_spoken_where_it_is_asked_for_and_certificates_are_checked() {
+    let files = Certificates::new();
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        files.path("server.pem"),
+        files.path("server-key.pem"),
+        files.path("ca.pem")
+    );
+    let Some((nats, _folder)) = configured(&tls) else { return };
+    let url = format!("tls://127.0.0.1:{}", nats.port);
+    let (ca, cert, key) =
+        (files.path("ca.pem"), files.path("client.pem"), files.path("client-key.pem"));
+    let client = [("NATS_TLS_CERT_FILE", cert.as_str()), ("NATS_TLS_KEY_FILE", &key)];
+    let ready = |more: &[(&str, &str)]| {
+        let mut variables = vec![("STORAGE_BACKEND", "nats"), ("NATS_URL", &url)];
+        variables.extend(more);
+        let server = Server::start(&variables);
+        let status = server.client().get("/health/ready").0;
+        (status, server.stop().1)
+    };
+    let mut all = vec![("NATS_TLS_CA_FILE", ca.as_str())];
+    all.extend(client);
+    let (status, log) = ready(&all);
+    assert_eq!(status, 200, "{log}");
+    let (status, log) = ready(&client);
+    assert_eq!(status, 503, "who made the certificate is not known: {log}");
+    assert!(log.contains("certificate"), "{log}");
+    let (status, log) = ready(&all[..1]);
+    assert_eq!(status, 503, "it wants a certificate, too: {log}");
+}
+
 /// Says that it is an old nats-server, to as many as ask.
 fn old_nats_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -383,6 +450,71 @@ fn a_message_of_a_later_format_is_refused_by_name() {
     });
 }
 
+#[test]
+fn what_nats_server_does_not_take_is_refused_alone() {
+    let Some((nats, _folder)) = configured("max_payload: 500000") else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(nats.open().await);
+        let workflow = review_workflow("w");
+        let mut writers = tokio::task::JoinSet::new();
+        for n in 0..40 {
+            let (storage, large) = (Arc::clone(&storage), n % 4 == 0);
+            let data = json!({ "text": "x".repeat(if large { 600_000 } else { 10 }) });
+            let token = new_token(&workflow, data);
+            writers.spawn(async move { (large, storage.insert_token(token).await) });
+        }
+        for (large, outcome) in writers.join_all().await {
+            match outcome {
+                Ok(_) => assert!(!large),
+                Err(StorageError::TooLarge { bytes, bytes_max, .. }) => {
+                    assert!(large && bytes > 600_000 && bytes_max < 500_000, "{bytes} {bytes_max}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        storage.close().await;
+    });
+}
+
+#[test]
+fn a_mirror_of_the_stream_does_not_answer_in_its_stead() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let bus = Bus::connect(&nats).await;
+        nats.open().await.close().await;
+        let mirror = json!({ "name": "BACKUP", "storage": "file", "mirror": { "name": STREAM } });
+        bus.done("STREAM.CREATE.BACKUP", &mirror).await;
+        let storage = nats.open().await;
+        let health = until_degraded(&storage).await;
+        assert!(health.contains("BACKUP") && health.contains("mirror_direct"), "{health}");
+        let workflow = review_workflow("w");
+        for _ in 0..50 {
+            let token = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+            let moved = storage.commit(token.revision, fired(&workflow, &token, "submit")).await;
+            let found = storage.load_token(token.token.id, None).await.unwrap().unwrap();
+            assert_eq!(as_written(&found), moved.unwrap());
+        }
+        let limit = PageLimit { rows: 100, bytes: 1 << 20 };
+        for (place, count) in [("draft", 0), ("review", 50)] {
+            let scope = TokenScope::Place(workflow_id("w"), place.parse().unwrap());
+            let listed = WorkflowStorage::list_tokens(&storage, &scope, None, limit).await.unwrap();
+            assert_eq!(listed.items.len(), count, "{place}");
+        }
+        storage.close().await;
+    });
+}
+
+async fn until_degraded(storage: &NATSStorage) -> String {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match storage.health().await {
+            StorageHealth::Degraded(reason) => return reason,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The configuration that ships, with a folder of the test's own.
 fn shipped() -> Option<(NatsServer, tempfile::TempDir)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/nats/nats-server.conf");
@@ -417,6 +549,14 @@ fn under_the_shipped_permissions_the_engine_works_and_a_worker_can_forge_nothing
         // Nobody answers a publish that is not allowed; so the end of a wait says nothing of it.
         let forged = format!("cb.workflows.w.places.done.tokens.{id}");
         bus.client.publish(forged.clone(), taken[0].payload.clone()).await.unwrap();
+        // Nor may nats-server be made to publish it, as the answer to a request.
+        let fire = json!({ "input": { "tokenId": id, "transitionId": "submit" } });
+        let moved = client.ask(FIRE, &fire).unwrap();
+        assert_eq!(moved["data"]["fireTransition"]["place"], "review", "{moved}");
+        bus.consumer("again", "cb.workflows.w.places.review.tokens.*").await;
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.again");
+        let one = "{\"batch\":1,\"no_wait\":true}";
+        bus.client.publish_with_reply(next, forged.clone(), one.into()).await.unwrap();
         for (subject, request) in [
             (format!("$JS.API.STREAM.PURGE.{STREAM}"), "{}"),
             (format!("$JS.API.STREAM.DELETE.{STREAM}"), ""),
@@ -427,7 +567,15 @@ fn under_the_shipped_permissions_the_engine_works_and_a_worker_can_forge_nothing
         }
         bus.client.flush().await.unwrap();
         let engine = Bus::log_in(&nats.url(), "circuit-breaker", "engine-pw").await;
+        let info = format!("CONSUMER.INFO.{STREAM}.again");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while engine.done(&info, &Value::Null).await["delivered"]["consumer_seq"] != 1 {
+            assert!(Instant::now() < deadline, "it is delivered, wherever that is");
+        }
         assert!(engine.last(&forged).await.is_none());
-        assert_eq!(engine.stream().await["state"]["messages"], 4, "nothing came, nothing went");
+        // Definition, token and two events; a departure, the token, an event.
+        let state = engine.stream().await["state"].take();
+        assert_eq!(state["last_seq"], 7, "nothing came: {state}");
+        assert!(state["messages"].as_u64().unwrap() >= 5, "nothing went: {state}");
     });
 }

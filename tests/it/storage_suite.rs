@@ -55,6 +55,7 @@ storage_suite! {
     events_are_in_one_order_with_every_change_in_it
     events_after_a_sequence_join_to_all_of_them
     workflows_are_listed_by_id
+    a_large_token_lives_long_and_hides_no_other
     what_is_too_large_is_refused_whole
     a_closed_store_says_that_it_is
 }
@@ -507,6 +508,28 @@ async fn workflows_are_listed_by_id(storage: Arc<dyn WorkflowStorage>) {
         }
     }
     assert_eq!(joined, ["0", "Z", "a", "b", "b-1", "b_1"]);
+}
+
+/// 900 kB, and more moves than a token carries of its history.
+async fn a_large_token_lives_long_and_hides_no_other(storage: Arc<dyn WorkflowStorage>) {
+    const MOVES: usize = 60;
+    let workflow = review_workflow("w");
+    let before = created(&*storage, "w").await;
+    let data = json!("x".repeat(900_000));
+    let mut large = storage.insert_token(new_token(&workflow, data.clone())).await.unwrap();
+    let after = created(&*storage, "w").await;
+    for n in 0..MOVES {
+        large = moved(&*storage, &large, ["submit", "reject"][n % 2]).await;
+        if n % 10 == 0 {
+            assert_eq!(read(&*storage, large.token.id).await.as_ref(), Some(&large));
+        }
+    }
+    assert_eq!(large.token.version as usize, 1 + MOVES);
+    assert_eq!(large.token.data, data);
+    let all = [before.token.id, after.token.id, large.token.id];
+    assert_eq!(listed(&*storage, place("w", "draft")).await, all);
+    let moves = storage.token_moves(&large.token, None, ALL).await.unwrap();
+    assert_eq!((moves.items.len(), moves.more), (MOVES, false));
 }
 
 async fn what_is_too_large_is_refused_whole(storage: Arc<dyn WorkflowStorage>) {

@@ -49,6 +49,7 @@ pub enum LinkError {
 pub struct Link {
     client: Client,
     urls: String,
+    tls: bool,
     inbox: String,
     waiters: Arc<Waiters>,
     changes: watch::Receiver<u64>,
@@ -159,7 +160,8 @@ impl Link {
                 shared.deliver(subject.get(prefix..).unwrap_or_default(), message);
             }
         });
-        Ok(Self { client, urls, inbox, waiters, changes, dispatcher })
+        let tls = urls.contains("tls://") || options.tls_ca_file.is_some();
+        Ok(Self { client, urls, tls, inbox, waiters, changes, dispatcher })
     }
 
     /// The servers, as messages may show them.
@@ -199,7 +201,13 @@ impl Link {
             if Instant::now() >= deadline {
                 let said = self.waiters.complaint().clone();
                 let said = said.map_or_else(String::new, |said| format!(": {said}"));
-                let reason = format!("no connection to {}{said}", self.urls);
+                // The client does not tell what it is that went wrong with TLS.
+                let hint = if self.tls && !said.is_empty() {
+                    "; over TLS that can be a certificate that one of the two does not trust, see NATS_TLS_CA_FILE and NATS_TLS_CERT_FILE"
+                } else {
+                    ""
+                };
+                let reason = format!("no connection to {}{said}{hint}", self.urls);
                 return Err(LinkError::NotSent(reason));
             }
             // Whether it changed or time passed, the loop looks.

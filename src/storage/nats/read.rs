@@ -320,12 +320,9 @@ impl Reader {
         }
     }
 
-    /// All messages between two sequences, as a batch left them.
-    pub async fn between(&self, first: u64, last: u64) -> Result<Vec<Stored>, StorageError> {
-        let count = usize::try_from(last.saturating_sub(first) + 1).unwrap_or(RUN_MESSAGES_MAX);
-        let mut messages = self.direct_run(">", first, count.min(RUN_MESSAGES_MAX)).await?.messages;
-        messages.retain(|message| message.sequence <= last);
-        Ok(messages)
+    /// The messages of the stream from a sequence on, whatever their subject.
+    pub async fn from(&self, first: u64, count: usize) -> Result<Run, StorageError> {
+        self.direct_run(">", first, count.clamp(1, RUN_MESSAGES_MAX)).await
     }
 }
 

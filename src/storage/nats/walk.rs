@@ -9,7 +9,8 @@
 //!   through everything in between where they are rare.
 //!
 //! So a list begins with `multi_last`, unless a sample says that there are many; then it asks for
-//! single messages, several at a time.
+//! single messages, several at a time, or for whole stretches of the stream where every few
+//! messages one matches: without a filter `batch` has nothing to count.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -49,6 +50,11 @@ const AT_ONCE_MAX: usize = 64;
 /// Bytes of single messages asked for at once, as far as can be foreseen.
 const AT_ONCE_BYTES: usize = 8 << 20;
 
+/// Messages from one match to the next, up to which whole stretches of the stream are read, and
+/// matches after which that is known.
+const DENSE_MAX: u64 = 4;
+const DENSE_AFTER: usize = 4;
+
 /// Filters that something is remembered of.
 const HINTS_MAX: usize = 10_000;
 
@@ -64,6 +70,8 @@ struct Hint {
     many_at: Option<Instant>,
     /// No message before this one matches, now or ever: what arrives later has a higher sequence.
     floor: u64,
+    /// Messages from one match to the next, as the last list of it has found.
+    distance: Option<u64>,
 }
 
 impl Hints {
@@ -86,12 +94,19 @@ impl Hints {
     }
 
     fn of(&self, filter: &str) -> Hint {
-        self.filters.get(filter).unwrap_or(Hint { many_at: None, floor: 0 })
+        self.filters.get(filter).unwrap_or(Hint { many_at: None, floor: 0, distance: None })
     }
 
     fn many(&self, filter: &str) {
-        let floor = self.of(filter).floor;
-        self.filters.insert(filter.to_owned(), Hint { many_at: Some(Instant::now()), floor });
+        let hint = Hint { many_at: Some(Instant::now()), ..self.of(filter) };
+        self.filters.insert(filter.to_owned(), hint);
+    }
+
+    fn set_distance(&self, filter: &str, distance: u64) {
+        let hint = self.of(filter);
+        if hint.distance != Some(distance) {
+            self.filters.insert(filter.to_owned(), Hint { distance: Some(distance), ..hint });
+        }
     }
 
     fn raise_floor(&self, filter: &str, floor: u64) {
@@ -154,7 +169,7 @@ async fn sample_has_many(reader: &Reader, filter: &str) -> Result<bool, StorageE
     let mut found = 0;
     for part in 0..SAMPLE_PLACES {
         let start = last.saturating_sub(SAMPLE_MESSAGES as u64) * part / (SAMPLE_PLACES - 1);
-        let messages = reader.between(start.max(1), start + SAMPLE_MESSAGES as u64).await?;
+        let messages = reader.from(start.max(1), SAMPLE_MESSAGES).await?.messages;
         found += messages.iter().filter(|stored| names::covers(filter, &stored.subject)).count();
     }
     Ok(found >= SAMPLE_MANY)
@@ -190,11 +205,23 @@ async fn singles(
         }
         position = 2;
     }
-    let (mut distance, mut at_once, mut largest) = (1_u64, 1_usize, 1_024_usize);
+    let mut distance = hint.distance.unwrap_or(1);
+    let (mut at_once, mut largest) = (1_usize, 1_024_usize);
     let mut bytes = 0;
     while run.messages.len() < limit && bytes < read::RUN_BYTES_MAX {
         if Instant::now() >= deadline {
             return Err(unavailable("the list took too long; ask for fewer rows"));
+        }
+        let known = hint.distance.is_some() || run.messages.len() >= DENSE_AFTER;
+        if distance <= DENSE_MAX && known {
+            reader.hints.set_distance(filter, distance);
+            let found = stretch(reader, filter, position, distance, limit, &mut run).await?;
+            let Some(scanned) = found else { return Ok(run) };
+            distance = scanned.distance;
+            reader.hints.set_distance(filter, distance);
+            position = scanned.next;
+            bytes += scanned.bytes;
+            continue;
         }
         let wanted = at_once.min(limit - run.messages.len()).min(AT_ONCE_BYTES / largest).max(1);
         let answers = ask(reader, filter, position, distance, wanted).await?;
@@ -232,6 +259,44 @@ async fn singles(
     }
     run.more = true;
     Ok(run)
+}
+
+/// How far a stretch of the stream went.
+struct Scanned {
+    next: u64,
+    distance: u64,
+    bytes: usize,
+}
+
+/// All messages of a stretch of the stream in one request, where so many of them match that the
+/// others cost less than questions of their own. None at the end of the list, or once it is full.
+async fn stretch(
+    reader: &Reader,
+    filter: &str,
+    position: u64,
+    distance: u64,
+    limit: usize,
+    run: &mut Run,
+) -> Result<Option<Scanned>, StorageError> {
+    let missing = limit - run.messages.len();
+    let wanted = missing.saturating_mul(usize::try_from(distance).unwrap_or(1)).saturating_add(8);
+    let all = reader.from(position, wanted).await?;
+    let Some(last) = all.messages.last() else { return Ok(None) };
+    let (next, mut bytes, mut found) = (last.sequence + 1, 0, 0);
+    for stored in all.messages {
+        bytes += stored.payload.len();
+        if !names::covers(filter, &stored.subject) {
+            continue;
+        }
+        if run.messages.len() == limit {
+            run.more = true;
+            return Ok(None);
+        }
+        run.messages.push(stored);
+        found += 1;
+    }
+    let distance = (next - position).div_ceil(found.max(1));
+    Ok(all.more.then_some(Scanned { next, distance, bytes }))
 }
 
 async fn ask(
