@@ -17,6 +17,7 @@ mod model;
 mod nats_bus;
 mod nats_clients;
 mod nats_crash;
+mod nats_credentials;
 mod nats_guide;
 mod nats_limits;
 mod nats_outage;

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::crash::{Known, compare};
 use crate::nats_bus::Bus;
+use crate::nats_races::create_workflow;
 use crate::nats_server::{Cluster, NatsServer};
 use crate::support::{
-    CREATE_WORKFLOW, Client, Server, as_written, fired, new_token, review_input, review_workflow,
-    runtime, workflow_id,
+    Client, Server, as_written, fired, new_token, review_workflow, runtime, workflow_id,
 };
 
 const CLIENTS: usize = 8;
@@ -161,12 +161,6 @@ impl Work {
     }
 }
 
-fn create_workflow(server: &Server) {
-    let created =
-        server.client().ask(CREATE_WORKFLOW, &json!({ "input": review_input("w") })).unwrap();
-    assert_eq!(created["data"]["createWorkflow"]["id"], "w", "{created}");
-}
-
 fn check(storage: NATSStorage, bus: &Bus, known: &Mutex<HashMap<String, Known>>, round: usize) {
     let known = &mut *known.lock().unwrap();
     let unknown = known.values().filter(|known| known.outstanding).count();
@@ -301,7 +295,7 @@ fn what_a_killed_server_acknowledged_is_there() {
         load.end();
         check(runtime_open(&nats), &bus(&nats), &known, round);
     }
-    assert!(known.lock().unwrap().len() > 40);
+    assert!(known.lock().unwrap().len() >= CLIENTS);
 }
 
 /// A store for one check; its runtime lives as long as the process.
@@ -333,7 +327,7 @@ fn what_was_acknowledged_survives_kill_9_of_nats_server() {
     load.wait_for(20);
     load.end();
     check(runtime_open(&nats), &bus(&nats), &known, 0);
-    assert!(known.lock().unwrap().len() > 20);
+    assert!(known.lock().unwrap().len() >= CLIENTS);
 }
 
 #[test]
@@ -361,7 +355,7 @@ fn what_was_acknowledged_survives_the_loss_of_each_node_of_three() {
     load.end();
     let storage = on_a_runtime_of_its_own(cluster.open(0));
     check(storage, &bus(&cluster.nodes[0]), &known, 0);
-    assert!(known.lock().unwrap().len() > 20);
+    assert!(known.lock().unwrap().len() >= CLIENTS);
 }
 
 /// Until every replica is there and has caught up: only then another one may be lost.

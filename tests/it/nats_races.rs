@@ -38,7 +38,7 @@ fn of_racing_moves_through_two_servers_one_wins_with_three_replicas() {
 }
 
 /// Asks until the store is there; a cluster takes a moment to form.
-fn create_workflow(server: &Server) {
+pub fn create_workflow(server: &Server) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         let input = json!({ "input": review_input("w") });

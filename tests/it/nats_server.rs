@@ -177,6 +177,15 @@ impl Drop for NatsServer {
     }
 }
 
+/// A nats-server with a configuration of its own.
+pub fn configured(text: &str) -> Option<(NatsServer, tempfile::TempDir)> {
+    let binary = binary()?;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nats.conf");
+    std::fs::write(&path, text).unwrap();
+    Some((NatsServer::with(binary, &["-js", "-c", path.to_str().unwrap()]), folder))
+}
+
 /// Three nats-servers that form one cluster.
 pub struct Cluster {
     pub nodes: Vec<NatsServer>,

@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
-use crate::nats_server::{self, NatsServer, free_port};
+use crate::nats_server::{self, NatsServer, configured, free_port};
 use crate::support::{
     CREATE_WORKFLOW, FIRE, Server, as_written, fired, new_token, review_input, review_workflow,
     runtime, server_command, workflow_id,
@@ -194,15 +194,6 @@ fn a_nats_server_without_jetstream_is_refused() {
     assert_eq!(status, Some(1), "{errors}");
     assert!(errors.contains("JetStream is not enabled on nats-server"), "{errors}");
     assert!(errors.contains("--jetstream"), "{errors}");
-}
-
-/// A nats-server with a configuration of its own.
-fn configured(text: &str) -> Option<(NatsServer, tempfile::TempDir)> {
-    let binary = nats_server::binary()?;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("nats.conf");
-    std::fs::write(&path, text).unwrap();
-    Some((NatsServer::with(binary, &["-js", "-c", path.to_str().unwrap()]), folder))
 }
 
 fn url_of(nats: &NatsServer, login: &str) -> String {
