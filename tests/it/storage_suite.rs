@@ -55,6 +55,7 @@ storage_suite! {
     events_are_in_one_order_with_every_change_in_it
     events_after_a_sequence_join_to_all_of_them
     workflows_are_listed_by_id
+    a_list_goes_on_behind_much_that_is_not_of_it
     a_large_token_lives_long_and_hides_no_other
     what_is_too_large_is_refused_whole
     a_closed_store_says_that_it_is
@@ -508,6 +509,29 @@ async fn workflows_are_listed_by_id(storage: Arc<dyn WorkflowStorage>) {
         }
     }
     assert_eq!(joined, ["0", "Z", "a", "b", "b-1", "b_1"]);
+}
+
+/// Many small tokens close together, then far more of another workflow than is read at once.
+async fn a_list_goes_on_behind_much_that_is_not_of_it(storage: Arc<dyn WorkflowStorage>) {
+    const CLOSE: usize = 1_100;
+    let mut creations = tokio::task::JoinSet::new();
+    for _ in 0..CLOSE {
+        let storage = Arc::clone(&storage);
+        creations.spawn(async move { created(&*storage, "w").await });
+    }
+    creations.join_all().await;
+    for _ in 0..12 {
+        let large = new_token(&review_workflow("v"), json!("x".repeat(900_000)));
+        storage.insert_token(large).await.unwrap();
+    }
+    let last = created(&*storage, "w").await;
+    let draft = place("w", "draft");
+    let page = storage.list_tokens(&draft, None, rows(CLOSE)).await.unwrap();
+    assert_eq!((page.items.len(), page.more), (CLOSE, true));
+    let after = page.items.last().map(|stored| stored.revision);
+    let page = storage.list_tokens(&draft, after, rows(10)).await.unwrap();
+    let ids: Vec<_> = page.items.iter().map(|stored| stored.token.id).collect();
+    assert_eq!((ids, page.more), (vec![last.token.id], false));
 }
 
 /// 900 kB, and more moves than a token carries of its history.

@@ -261,7 +261,7 @@ async fn singles(
     Ok(run)
 }
 
-/// How far a stretch of the stream went.
+/// How far a stretch of the stream went, and how many bytes of it matched.
 struct Scanned {
     next: u64,
     distance: u64,
@@ -284,7 +284,6 @@ async fn stretch(
     let Some(last) = all.messages.last() else { return Ok(None) };
     let (next, mut bytes, mut found) = (last.sequence + 1, 0, 0);
     for stored in all.messages {
-        bytes += stored.payload.len();
         if !names::covers(filter, &stored.subject) {
             continue;
         }
@@ -292,6 +291,8 @@ async fn stretch(
             run.more = true;
             return Ok(None);
         }
+        // Only what is kept counts: a run that found nothing must go on, or the list would end here.
+        bytes += stored.payload.len();
         run.messages.push(stored);
         found += 1;
     }
