@@ -6,10 +6,10 @@ use async_nats::HeaderMap;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::api;
 use super::codec::Outgoing;
-use super::link::{Link, LinkError};
-use super::names::header;
+use crate::storage::nats::wire::jetstream;
+use crate::storage::nats::wire::link::{Link, LinkError};
+use crate::storage::nats::wire::names::header;
 
 /// Messages in one batch: nats-server's own limit.
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
@@ -64,9 +64,9 @@ fn answered(answer: Result<async_nats::Message, LinkError>, count: u64) -> Resul
         Err(LinkError::NoAnswer(reason)) => return Err(BatchError::Unknown(reason)),
         Err(error) => return Err(not_done(error)),
     };
-    let acknowledged = match api::parse(&answer.payload) {
+    let acknowledged = match jetstream::parse(&answer.payload) {
         Ok(acknowledged) => acknowledged,
-        Err(api::ApiError::Refused { err_code, description }) => {
+        Err(jetstream::ApiError::Refused { err_code, description }) => {
             return Err(BatchError::Refused { err_code, description });
         }
         Err(error) => return Err(BatchError::Unknown(error.to_string())),

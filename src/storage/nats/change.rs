@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::codec::{self, Outgoing};
-use super::names::{self, header};
 use crate::domain::{Change, EventKind, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::storage::nats::wire::names::{self, header};
 use crate::storage::{Sequence, StorageError};
 
 /// How long the empty message stays that takes a token out of a place; nats-server knows nothing

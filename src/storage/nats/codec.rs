@@ -10,9 +10,9 @@ use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::names::{self, FORMAT, header};
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowEvent};
+use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
 
 /// A message on its way to the stream.

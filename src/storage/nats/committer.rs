@@ -8,14 +8,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::api::code;
 use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
 use super::change::{Kind, Pending, Target};
-use super::health::Meter;
 use super::history::{self, Found};
-use super::link::Link;
 use super::read::Reader;
 use super::retention::{Allowance, Retention};
+use crate::storage::nats::wire::jetstream::code;
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Sequence, StorageError};
 
 /// Bytes of a batch; a single change may be larger.
@@ -163,7 +163,7 @@ impl Committer {
             self.sort_in(pending, &mut gathered);
         }
         if let Some(first) = gathered.batch.first() {
-            self.meter.waited(first.accepted.elapsed());
+            self.meter.record_wait(first.accepted.elapsed());
         }
         gathered.batch
     }

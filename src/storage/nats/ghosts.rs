@@ -18,13 +18,13 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 use uuid::Uuid;
 
-use super::api::{self, ApiError, StreamState, ask};
-use super::link::Link;
-use super::names::{self, ALL_TOKENS, STREAM, header};
 use super::read::{Reader, unavailable};
-use super::subjects;
 use crate::domain::WorkflowId;
 use crate::storage::StorageError;
+use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, ask};
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names::{self, ALL_TOKENS, STREAM, header};
+use crate::storage::nats::wire::subjects;
 
 /// Messages asked for at once; without their payloads.
 const STEP_MESSAGES: usize = 1_000;
@@ -105,7 +105,7 @@ async fn remove_older(
     for subject in subjects {
         // Whatever comes there meanwhile is newer.
         let older = json!({ "filter": subject, "seq": newest.sequence });
-        removed += api::purge(link, &older).await?;
+        removed += jetstream::purge(link, &older).await?;
     }
     Ok(removed)
 }

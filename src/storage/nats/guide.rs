@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::{NATSStorage, names};
+use super::NATSStorage;
 use crate::domain::{
     Change, HistoryEvent, PlaceId, Token, TransitionId, TransitionRecord, WorkflowDefinition,
     WorkflowEvent, WorkflowId,
 };
+use crate::storage::nats::wire::names;
 use crate::storage::{StorageError, WorkflowStorage, whole};
 
 impl NATSStorage {

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::NATSStorage;
-use super::api::{self, StreamState};
+use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::{Figure, StorageError, StorageHealth};
 
 /// How long a broken connection counts as being mended.
@@ -70,7 +68,7 @@ impl NATSStorage {
 
     /// Figures as they are now. [`StorageError::Unavailable`] if the stream cannot be asked.
     pub async fn metrics(&self) -> Result<NATSMetrics, StorageError> {
-        let state = api::stream_state(&self.link).await?;
+        let state = jetstream::stream_state(&self.link).await?;
         Ok(NATSMetrics {
             stream_message_count: state.messages,
             consumer_lag: self.meter.lag(),
@@ -95,7 +93,7 @@ impl NATSStorage {
                 self.meter.error_rate(),
             ),
         ];
-        if let Ok(state) = api::stream_state(&self.link).await {
+        if let Ok(state) = jetstream::stream_state(&self.link).await {
             let of = |count: u64| count as f64;
             let messages = of(state.messages);
             figures.extend([
@@ -137,7 +135,7 @@ impl NATSStorage {
                 return StorageHealth::Unhealthy(format!("no connection to {urls}"));
             }
         }
-        match api::stream_state(&self.link).await {
+        match jetstream::stream_state(&self.link).await {
             Ok(state) => {
                 self.reader.set_stream(&state);
                 self.retention.counted(&state);
@@ -169,52 +167,5 @@ fn judge(state: &StreamState, full: Option<String>, mirror: Option<String>) -> S
         StorageHealth::Healthy
     } else {
         StorageHealth::Degraded(wrong.join("; "))
-    }
-}
-
-/// Counts what [`NATSMetrics`] tells.
-#[derive(Debug, Default)]
-pub struct Meter {
-    writes: std::sync::atomic::AtomicU64,
-    failed: std::sync::atomic::AtomicU64,
-    lag_micros: std::sync::atomic::AtomicU64,
-    disconnected: std::sync::Mutex<Option<Instant>>,
-}
-
-impl Meter {
-    pub fn wrote<T>(&self, outcome: &Result<T, StorageError>) {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.writes.fetch_add(1, Relaxed);
-        let failed = matches!(
-            outcome,
-            Err(StorageError::Unavailable { .. }
-                | StorageError::OutcomeUnknown { .. }
-                | StorageError::Corrupt { .. })
-        );
-        self.failed.fetch_add(u64::from(failed), Relaxed);
-    }
-
-    pub fn waited(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.lag_micros.store(micros, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    pub fn set_connected(&self, connected: bool) {
-        let mut since = self.disconnected.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *since = if connected { None } else { since.or_else(|| Some(Instant::now())) };
-    }
-
-    fn disconnected_since(&self) -> Option<Instant> {
-        *self.disconnected.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn lag(&self) -> Duration {
-        Duration::from_micros(self.lag_micros.load(std::sync::atomic::Ordering::Relaxed))
-    }
-
-    fn error_rate(&self) -> f64 {
-        use std::sync::atomic::Ordering::Relaxed;
-        let writes = self.writes.load(Relaxed);
-        if writes == 0 { 0.0 } else { self.failed.load(Relaxed) as f64 / writes as f64 }
     }
 }

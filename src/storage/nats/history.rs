@@ -7,9 +7,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::change::{Commit, Kind, Target};
 use super::codec::Stored;
-use super::names;
 use super::read::Reader;
 use crate::domain::EventKind;
+use crate::storage::nats::wire::names;
 use crate::storage::{Sequence, StorageError};
 
 /// Events that are looked at for a commit whose answer was lost: since then others may have moved

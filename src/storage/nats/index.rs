@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::api::ApiError;
-use super::link::Link;
-use super::subjects;
 use crate::domain::{WorkflowId, workflow_hash};
+use crate::storage::nats::wire::jetstream::ApiError;
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::subjects;
 
 /// Workflows that are known by the hash of their id. Above that, tokens of the others are looked
 /// for in all workflows: slower, but found all the same.

@@ -7,16 +7,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
-use super::api::{self, StreamState};
-use super::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
 use super::ghosts;
-use super::health::Meter;
 use super::index::WorkflowIndex;
-use super::link::Link;
 use super::read::Reader;
 use super::retention::Retention;
 use super::stream::{self, OpenError};
-use super::subjects;
+use crate::storage::nats::wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
+use crate::storage::nats::wire::jetstream::{self, StreamState};
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::meter::Meter;
+use crate::storage::nats::wire::subjects;
 
 /// Pause between two tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_millis(250);
@@ -126,7 +126,7 @@ impl Keeper {
     /// Looks at the stream, and cleans up if a server of it may have crashed since. Whether all of
     /// it worked.
     async fn look(&self, cleaned: &mut Option<Origin>) -> bool {
-        let state = match api::stream_state(&self.link).await {
+        let state = match jetstream::stream_state(&self.link).await {
             Ok(state) => state,
             Err(error) => {
                 warn!(error = %error, "the stream cannot be looked at");
@@ -135,7 +135,7 @@ impl Keeper {
         };
         self.reader.set_stream(&state);
         self.retention.counted(&state);
-        match api::mirror(&self.link).await {
+        match jetstream::mirror(&self.link).await {
             Ok(mirror) => self.reader.set_mirror(mirror),
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
         }

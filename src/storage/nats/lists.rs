@@ -10,10 +10,10 @@ use uuid::Uuid;
 use super::codec::Stored;
 use super::history;
 use super::index::WorkflowIndex;
-use super::link::Link;
-use super::names;
 use super::read::{Reader, unavailable};
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names;
 use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
 /// Definitions that are read at once.

@@ -11,40 +11,36 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-mod api;
 mod batch;
 mod change;
 mod codec;
 mod committer;
-mod config;
 mod ghosts;
 mod guide;
 mod health;
 mod history;
 mod index;
 mod keeper;
-mod link;
 mod lists;
-mod names;
 mod read;
 mod retention;
 mod stream;
-mod subjects;
 mod walk;
+mod wire;
 
-pub use config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions, shown_urls};
 pub use health::{ConnectionStatus, HealthStatus, NATSMetrics, nats_health_check};
 pub use keeper::NATSOpenError;
+pub use wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions, shown_urls};
 
 use self::change::{Commit, Pending};
 use self::committer::Committer;
-use self::health::Meter;
 use self::index::WorkflowIndex;
 use self::keeper::{Keeper, Opened};
-use self::link::Link;
-use self::names::{ALL_EVENTS, ALL_TOKENS};
 use self::read::{Reader, unavailable};
 use self::retention::Retention;
+use self::wire::link::{self, Link};
+use self::wire::meter::Meter;
+use self::wire::names::{self, ALL_EVENTS, ALL_TOKENS};
 use super::{
     Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
     TokenScope, WorkflowStorage,
@@ -224,7 +220,7 @@ impl NATSStorage {
         let begun = Instant::now();
         let deadline = begun + WRITE_WAIT_MAX;
         let outcome = self.write_until(commit, deadline).await;
-        self.meter.wrote(&outcome);
+        self.meter.record_write(&outcome);
         outcome
     }
 

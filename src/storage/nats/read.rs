@@ -10,12 +10,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::api::{self, ANSWER_WAIT, ApiError, StreamState, code};
 use super::codec::{self, Stored};
-use super::link::{Link, LinkError};
-use super::names::{STREAM, header};
 use super::walk::{self, Hints};
 use crate::storage::StorageError;
+use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT, ApiError, StreamState, code};
+use crate::storage::nats::wire::link::{Link, LinkError};
+use crate::storage::nats::wire::names::{STREAM, header};
 
 /// Messages asked for at once; the connection to nats-server queues them for us.
 const RUN_MESSAGES_MAX: usize = 2_048;
@@ -147,7 +147,7 @@ impl Reader {
         }
         if found.is_none() {
             let answer = self.asked(&format!("$JS.API.STREAM.MSG.GET.{STREAM}"), &request).await?;
-            found = match api::parse_error(&answer.payload) {
+            found = match jetstream::parse_error(&answer.payload) {
                 None => Some(Stored::from_leader(&answer.payload)?),
                 Some(error) if error.is(code::NO_MESSAGE) => None,
                 Some(error) => return Err(unavailable(error)),
@@ -303,9 +303,9 @@ impl Reader {
             }
             let request = json!({ "seq": next, "next_by_subj": subject });
             let api_subject = format!("STREAM.MSG.GET.{STREAM}");
-            let answer = api::ask_raw(&self.link, &api_subject, &request);
+            let answer = jetstream::ask_raw(&self.link, &api_subject, &request);
             let answer = answer.await.map_err(unavailable)?;
-            let stored = match api::parse_error(&answer.payload) {
+            let stored = match jetstream::parse_error(&answer.payload) {
                 None => Stored::from_leader(&answer.payload)?,
                 Some(error) if error.is(code::NO_MESSAGE) => return Ok(run),
                 Some(error) => return Err(unavailable(error)),

@@ -8,12 +8,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::api;
-use super::link::Link;
-use super::names::{self, ALL_EVENTS, STREAM};
 use super::read::Reader;
-use super::subjects;
 use crate::storage::StorageError;
+use crate::storage::nats::wire::jetstream;
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names::{self, ALL_EVENTS, STREAM};
+use crate::storage::nats::wire::subjects;
 
 /// How old the count of what the stream holds may be while this process writes: others write, too.
 const COUNT_AGE_MAX: Duration = Duration::from_secs(1);
@@ -143,7 +143,7 @@ impl Retention {
     }
 
     /// Notes what was counted.
-    pub fn counted(&self, state: &api::StreamState) {
+    pub fn counted(&self, state: &jetstream::StreamState) {
         let mut usage = self.usage();
         (usage.messages.used, usage.messages.max) = (state.messages, state.messages_max);
         (usage.bytes.used, usage.bytes.max) = (state.bytes, state.bytes_max);
@@ -206,7 +206,7 @@ impl Retention {
 
     /// Counts, and removes the oldest history if room is scarce.
     async fn look(&self) -> Result<(), StorageError> {
-        let state = api::stream_state(&self.link).await?;
+        let state = jetstream::stream_state(&self.link).await?;
         self.counted(&state);
         let begun = Instant::now();
         {
@@ -237,7 +237,7 @@ impl Retention {
         Ok(())
     }
 
-    async fn remove_history(&self, state: &api::StreamState) -> Result<u64, StorageError> {
+    async fn remove_history(&self, state: &jetstream::StreamState) -> Result<u64, StorageError> {
         let mut removed = 0;
         for excess in [self.excess_messages(state).max(1), u64::MAX] {
             let events = subjects::count(&self.link, ALL_EVENTS).await?;
@@ -245,7 +245,8 @@ impl Retention {
                 // Whoever else removes at this moment keeps as many, so together it is not more.
                 let keep = events.saturating_sub(excess);
                 removed +=
-                    api::purge(&self.link, &json!({ "filter": ALL_EVENTS, "keep": keep })).await?;
+                    jetstream::purge(&self.link, &json!({ "filter": ALL_EVENTS, "keep": keep }))
+                        .await?;
             }
             if !self.is_full_now().await? {
                 return Ok(removed);
@@ -255,11 +256,11 @@ impl Retention {
     }
 
     async fn is_full_now(&self) -> Result<bool, StorageError> {
-        self.counted(&api::stream_state(&self.link).await?);
+        self.counted(&jetstream::stream_state(&self.link).await?);
         Ok(self.usage().is_full())
     }
 
-    fn excess_messages(&self, state: &api::StreamState) -> u64 {
+    fn excess_messages(&self, state: &jetstream::StreamState) -> u64 {
         let usage = self.usage();
         let average = (state.bytes / state.messages.max(1)).max(1);
         usage.messages.excess().max(usage.bytes.excess().div_ceil(average))
@@ -283,8 +284,8 @@ impl Retention {
             let span = self.reader.last_sequence().saturating_sub(first);
             let before = first + span * step / COMPLETED_STEPS + 1;
             for (place, _) in places.iter().filter(|(_, oldest)| *oldest < before) {
-                removed +=
-                    api::purge(&self.link, &json!({ "filter": place, "seq": before })).await?;
+                removed += jetstream::purge(&self.link, &json!({ "filter": place, "seq": before }))
+                    .await?;
             }
             if !self.is_full_now().await? {
                 break;

@@ -3,10 +3,12 @@
 use serde_json::{Map, Value, json};
 use tracing::info;
 
-use super::api::{self, ApiError, ask, code};
-use super::config::{NATSStorageConfig, NATSStorageOptions};
-use super::link::Link;
-use super::names::{REPUBLISH_DESTINATION, REPUBLISH_SOURCE, STREAM, STREAM_SUBJECTS, covers};
+use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
+use crate::storage::nats::wire::jetstream::{self, ApiError, ask, code};
+use crate::storage::nats::wire::link::{Link, LinkError};
+use crate::storage::nats::wire::names::{
+    REPUBLISH_DESTINATION, REPUBLISH_SOURCE, STREAM, STREAM_SUBJECTS, covers,
+};
 
 /// nats-server versions that commit batches right: atomic batches are there from 2.12 on, but valid
 /// checks in one batch could fail until these (nats-server issue 8376).
@@ -35,7 +37,7 @@ pub async fn open(
     link: &Link,
     config: &NATSStorageConfig,
     options: &NATSStorageOptions,
-) -> Result<api::StreamState, OpenError> {
+) -> Result<jetstream::StreamState, OpenError> {
     check_server(link).await?;
     let wanted = wanted(config, options);
     let info = match ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await {
@@ -46,7 +48,7 @@ pub async fn open(
         Err(error) if error.is(code::STREAM_NOT_FOUND) => create(link, &wanted).await?,
         Err(error) => return Err(error.into()),
     };
-    Ok(api::StreamState::read(&info))
+    Ok(jetstream::StreamState::read(&info))
 }
 
 async fn check_server(link: &Link) -> Result<(), OpenError> {
@@ -60,7 +62,7 @@ async fn check_server(link: &Link) -> Result<(), OpenError> {
     }
     match ask(link, "INFO", &Value::Null).await {
         Ok(_) => Ok(()),
-        Err(ApiError::Link(super::link::LinkError::NoResponders(_))) => {
+        Err(ApiError::Link(LinkError::NoResponders(_))) => {
             let (name, urls) = (&server.server_name, link.urls());
             let reason = if server.jetstream {
                 format!(

@@ -21,11 +21,11 @@ use quick_cache::sync::Cache;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::api::ANSWER_WAIT;
 use super::codec::{self, Stored};
-use super::names::{self, STREAM};
 use super::read::{self, Reader, Run, unavailable};
 use crate::storage::StorageError;
+use crate::storage::nats::wire::jetstream::ANSWER_WAIT;
+use crate::storage::nats::wire::names::{self, STREAM};
 
 /// Subjects that `multi_last` takes.
 const FEW_MAX: usize = 1_024;

@@ -170,7 +170,7 @@ impl NATSStorageConfig {
 impl NATSStorageConfig {
     /// The user and the password that stand before the hosts, or one word, which is an access key.
     /// Where several hosts have them, they must be the same.
-    pub(super) fn login(&self) -> Result<Option<(String, Option<String>)>, String> {
+    pub fn login(&self) -> Result<Option<(String, Option<String>)>, String> {
         let mut login = None;
         for url in &self.nats_urls {
             let Ok(address) = url.parse::<async_nats::ServerAddr>() else { continue };

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::api::{ApiError, ask_long};
+use super::jetstream::{ApiError, ask_long};
 use super::link::Link;
 use super::names::{self, ALL_DEFINITIONS, STREAM};
 use crate::domain::WorkflowId;

@@ -1,0 +1,54 @@
+//! Counts what health and figures tell of writes and of the connection.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::storage::StorageError;
+
+/// Counts what health and figures tell.
+#[derive(Debug, Default)]
+pub struct Meter {
+    writes: AtomicU64,
+    failed: AtomicU64,
+    lag_micros: AtomicU64,
+    disconnected: Mutex<Option<Instant>>,
+}
+
+impl Meter {
+    pub fn record_write<T>(&self, outcome: &Result<T, StorageError>) {
+        self.writes.fetch_add(1, Relaxed);
+        let failed = matches!(
+            outcome,
+            Err(StorageError::Unavailable { .. }
+                | StorageError::OutcomeUnknown { .. }
+                | StorageError::Corrupt { .. })
+        );
+        self.failed.fetch_add(u64::from(failed), Relaxed);
+    }
+
+    pub fn record_wait(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.lag_micros.store(micros, Relaxed);
+    }
+
+    pub fn set_connected(&self, connected: bool) {
+        let mut since = self.disconnected.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if connected { None } else { since.or_else(|| Some(Instant::now())) };
+    }
+
+    pub fn disconnected_since(&self) -> Option<Instant> {
+        *self.disconnected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn lag(&self) -> Duration {
+        Duration::from_micros(self.lag_micros.load(Relaxed))
+    }
+
+    pub fn error_rate(&self) -> f64 {
+        let writes = self.writes.load(Relaxed);
+        if writes == 0 { 0.0 } else { self.failed.load(Relaxed) as f64 / writes as f64 }
+    }
+}

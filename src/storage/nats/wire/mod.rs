@@ -1,0 +1,8 @@
+//! What goes over the connection: names, requests and answers. It knows nothing of tokens.
+
+pub mod config;
+pub mod jetstream;
+pub mod link;
+pub mod meter;
+pub mod names;
+pub mod subjects;
