@@ -6,7 +6,7 @@ use async_nats::HeaderMap;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::codec::Outgoing;
+use super::outgoing::Outgoing;
 use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::header;

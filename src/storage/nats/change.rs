@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::codec::{self, Outgoing};
+use super::outgoing::{self, Outgoing};
 use crate::domain::{Change, EventKind, WorkflowDefinition, WorkflowEvent, WorkflowId};
 use crate::storage::nats::wire::names::{self, header};
 use crate::storage::{Sequence, StorageError};
@@ -84,7 +84,7 @@ impl Commit {
         age: Duration,
     ) -> Result<Self, StorageError> {
         let subject = names::definition(&definition.id);
-        let state = Outgoing::new(subject, codec::definition_payload(definition)?)
+        let state = Outgoing::new(subject, outgoing::definition_payload(definition)?)
             .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         let event_id = Uuid::new_v4();
         let event = event_message(event, event_id, None, age)?;
@@ -191,7 +191,7 @@ impl Commit {
 fn token_message(change: &Change, age: Duration) -> Result<Outgoing, StorageError> {
     let token = &change.token;
     let subject = names::token(&token.workflow_id, &token.place, token.id);
-    let message = Outgoing::new(subject, codec::token_payload(token)?);
+    let message = Outgoing::new(subject, outgoing::token_payload(token)?);
     // What is completed is history.
     let completed = change.events.iter().any(|event| event.kind == EventKind::TokenCompleted);
     Ok(if completed { message.with(header::TTL, ttl(age)) } else { message })
@@ -219,7 +219,7 @@ fn event_message(
     age: Duration,
 ) -> Result<Outgoing, StorageError> {
     let subject = names::event(&event.workflow_id, event.kind);
-    let payload = codec::event_payload(event, id, previous)?;
+    let payload = outgoing::event_payload(event, id, previous)?;
     Ok(Outgoing::new(subject, payload).with(header::TTL, ttl(age)))
 }
 

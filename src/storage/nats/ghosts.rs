@@ -18,9 +18,9 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 use uuid::Uuid;
 
-use super::read::{Reader, unavailable};
 use crate::domain::WorkflowId;
 use crate::storage::StorageError;
+use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, ask};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::names::{self, ALL_TOKENS, STREAM, header};

@@ -1,4 +1,4 @@
-//! The chain of a token's events, and what it tells: its moves, and whether a commit is there.
+//! Whether a commit is there whose answer was lost.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
 use super::change::{Commit, Kind, Target};
-use super::codec::Stored;
-use super::read::Reader;
-use crate::domain::EventKind;
+use crate::storage::nats::read::chain;
+use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::wire::names;
 use crate::storage::{Sequence, StorageError};
 
@@ -19,19 +19,6 @@ const LOOK_BACK_MAX: usize = 256;
 /// Commits that are looked for at once, and how long it may take.
 const LOOKS_AT_ONCE: usize = 16;
 const LOOK_WAIT: Duration = Duration::from_secs(3);
-
-/// The event of the change that made the message with this sequence: it stands right after it.
-pub async fn event_of(reader: &Reader, state: u64) -> Result<Option<Stored>, StorageError> {
-    reader.at(state + 1).await
-}
-
-/// The token's event before this one; none at its creation, or where history ends.
-pub async fn event_before(reader: &Reader, event: &Stored) -> Result<Option<Stored>, StorageError> {
-    match event.event_link()?.previous_sequence {
-        None => Ok(None),
-        Some(previous) => reader.at(previous).await,
-    }
-}
 
 /// What a look for a commit has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +58,7 @@ pub async fn find_commit(reader: &Reader, commit: &Commit) -> Result<Found, Stor
     if state.is_departure() {
         return unclear("the token is not there any more");
     }
-    let mut event = event_of(reader, state.sequence).await?;
+    let mut event = chain::event_of(reader, state.sequence).await?;
     for step in 0..LOOK_BACK_MAX {
         let Some(stored) = event else {
             return if step == 0 {
@@ -87,7 +74,7 @@ pub async fn find_commit(reader: &Reader, commit: &Commit) -> Result<Found, Stor
         if stored.event()?.event.token_version.is_none_or(|version| version <= commit.version) {
             return Ok(Found::Absent);
         }
-        event = event_before(reader, &stored).await?;
+        event = chain::event_before(reader, &stored).await?;
     }
     Ok(Found::Unclear(format!(
         "{LOOK_BACK_MAX} later changes of the same token were looked through"
@@ -126,14 +113,4 @@ fn state_subject(commit: &Commit) -> String {
         }
         (Target::Token(id), Kind::CreateWorkflow) => names::token_in_any_workflow(*id),
     }
-}
-
-/// Whether this is an event of that token.
-pub fn is_of(stored: &Stored, token: uuid::Uuid) -> bool {
-    stored.event().is_ok_and(|stored| stored.event.token_id == Some(token))
-}
-
-/// Whether this event is a move.
-pub fn is_move(kind: EventKind) -> bool {
-    kind == EventKind::TokenTransitioned
 }

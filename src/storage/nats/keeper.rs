@@ -8,10 +8,10 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use super::ghosts;
-use super::index::WorkflowIndex;
-use super::read::Reader;
 use super::retention::Retention;
 use super::stream::{self, OpenError};
+use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::Link;

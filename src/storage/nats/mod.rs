@@ -13,19 +13,16 @@ use uuid::Uuid;
 
 mod batch;
 mod change;
-mod codec;
 mod committer;
 mod ghosts;
 mod guide;
 mod health;
 mod history;
-mod index;
 mod keeper;
-mod lists;
+mod outgoing;
 mod read;
 mod retention;
 mod stream;
-mod walk;
 mod wire;
 
 pub use health::{ConnectionStatus, HealthStatus, NATSMetrics, nats_health_check};
@@ -34,9 +31,10 @@ pub use wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions, s
 
 use self::change::{Commit, Pending};
 use self::committer::Committer;
-use self::index::WorkflowIndex;
 use self::keeper::{Keeper, Opened};
-use self::read::{Reader, unavailable};
+use self::read::lists;
+use self::read::reader::{Reader, unavailable};
+use self::read::workflow_index::WorkflowIndex;
 use self::retention::Retention;
 use self::wire::link::{self, Link};
 use self::wire::meter::Meter;

@@ -8,8 +8,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use super::read::Reader;
 use crate::storage::StorageError;
+use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::names::{self, ALL_EVENTS, STREAM};

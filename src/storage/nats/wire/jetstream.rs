@@ -185,3 +185,8 @@ fn peer(peer: &Value) -> (String, Option<String>) {
     };
     (name, wrong)
 }
+
+/// A JSON request, as bytes.
+pub fn request(json: &Value) -> Bytes {
+    json.to_string().into()
+}

@@ -1,86 +1,17 @@
-//! Payloads and headers of the messages: what a change becomes, and what a message says.
+//! A message as the stream holds it, and what it says: token, event, definition, departure.
 
-use async_nats::{HeaderMap, Message};
+use async_nats::Message;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowEvent};
 use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
-
-/// A message on its way to the stream.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    pub subject: String,
-    pub headers: HeaderMap,
-    pub payload: Bytes,
-}
-
-impl Outgoing {
-    pub fn new(subject: String, payload: impl Into<Bytes>) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::FORMAT, FORMAT.to_string().as_str());
-        Self { subject, headers, payload: payload.into() }
-    }
-
-    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.insert(name, value.to_string().as_str());
-        self
-    }
-
-    /// Bytes on the wire, about: what the batch adds is within the allowance.
-    pub fn bytes(&self) -> usize {
-        const HEADERS: usize = 256;
-        self.subject.len() + self.payload.len() + HEADERS
-    }
-}
-
-fn checked(json: serde_json::Result<Vec<u8>>, what: String) -> Result<Vec<u8>, StorageError> {
-    let json = json
-        .map_err(|error| StorageError::Corrupt { what: what.clone(), reason: error.to_string() })?;
-    if json.len() > RECORD_BYTES_MAX {
-        return Err(StorageError::TooLarge {
-            what,
-            bytes: json.len(),
-            bytes_max: RECORD_BYTES_MAX,
-        });
-    }
-    Ok(json)
-}
-
-/// The payload of a token. Where it stands on the bus is not part of it.
-pub fn token_payload(token: &Token) -> Result<Vec<u8>, StorageError> {
-    checked(serde_json::to_vec(token), format!("token {}", token.id))
-}
-
-/// The payload of a definition.
-pub fn definition_payload(definition: &WorkflowDefinition) -> Result<Vec<u8>, StorageError> {
-    checked(serde_json::to_vec(definition), format!("workflow {}", definition.id))
-}
-
-/// The payload of an event: its JSON with an id of its own and, for a move, the sequence of the
-/// token's event before it.
-pub fn event_payload(
-    event: &WorkflowEvent,
-    id: Uuid,
-    previous: Option<u64>,
-) -> Result<Vec<u8>, StorageError> {
-    let json = checked(serde_json::to_vec(event), "the event of this change".to_owned())?;
-    let mut payload = format!(r#"{{"event_id":"{id}","#).into_bytes();
-    if let Some(previous) = previous {
-        payload.extend_from_slice(format!(r#""previous_sequence":{previous},"#).as_bytes());
-    }
-    // An event is an object with at least its kind, so a member follows.
-    payload.extend_from_slice(&json[1..]);
-    Ok(payload)
-}
 
 /// What an event's payload says beside the event.
 #[derive(Debug, Deserialize)]
@@ -97,7 +28,7 @@ pub struct Stored {
     pub sequence: u64,
     pub time: DateTime<Utc>,
     /// The format that its header names.
-    format: u32,
+    pub format: u32,
     pub payload: Bytes,
 }
 
@@ -227,35 +158,9 @@ fn parse_format(text: Option<&str>, subject: &str) -> Result<u32, StorageError> 
     }
 }
 
-/// A JSON request, as bytes.
-pub fn request(json: &Value) -> Bytes {
-    json.to_string().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::WorkflowId;
-
-    #[test]
-    fn an_event_carries_its_link_and_reads_as_itself() {
-        let event =
-            WorkflowEvent::workflow_created(WorkflowId::parse("w").unwrap(), DateTime::UNIX_EPOCH);
-        for previous in [None, Some(u64::MAX)] {
-            let id = Uuid::from_u128(3);
-            let payload = event_payload(&event, id, previous).unwrap();
-            let message = Stored {
-                subject: "s".to_owned(),
-                sequence: 9,
-                time: DateTime::UNIX_EPOCH,
-                format: 1,
-                payload: payload.into(),
-            };
-            assert_eq!(message.event().unwrap().event, event);
-            let link = message.event_link().unwrap();
-            assert_eq!((link.event_id, link.previous_sequence), (id, previous));
-        }
-    }
 
     #[test]
     fn a_later_format_is_refused_by_name() {

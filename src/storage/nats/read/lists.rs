@@ -7,10 +7,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::codec::Stored;
-use super::history;
-use super::index::WorkflowIndex;
-use super::read::{Reader, unavailable};
+use super::chain;
+use super::reader::{Reader, unavailable};
+use super::scan;
+use super::stored::Stored;
+use super::workflow_index::WorkflowIndex;
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::names;
@@ -38,7 +39,7 @@ pub async fn tokens(
     let (mut count, mut bytes) = (0_usize, 0_usize);
     loop {
         let wanted = limit.rows.saturating_sub(count).saturating_add(1 + SLACK);
-        let run = reader.tokens(filter, next, wanted, deadline).await?;
+        let run = scan::tokens(reader, filter, next, wanted, deadline).await?;
         let Some(newest) = run.messages.last() else { break };
         next = newest.sequence + 1;
         for stored in run.messages.iter().filter(|stored| !stored.is_departure()) {
@@ -107,7 +108,7 @@ pub async fn moves(
     let mut event = newest_before(reader, token, before).await?;
     while let Some(stored) = event {
         let read = stored.event()?;
-        if !history::is_move(read.event.kind) {
+        if !chain::is_move(read.event.kind) {
             break;
         }
         // A cursor that is none of this token's events is only compared.
@@ -121,7 +122,7 @@ pub async fn moves(
         if Instant::now() >= deadline {
             return Err(unavailable("the history took too long; ask for fewer rows"));
         }
-        event = history::event_before(reader, &stored).await?;
+        event = chain::event_before(reader, &stored).await?;
     }
     Ok(page)
 }
@@ -133,13 +134,13 @@ async fn newest_before(
 ) -> Result<Option<Stored>, StorageError> {
     if let Some(before) = before
         && let Some(stored) = reader.at(before.0).await?
-        && history::is_of(&stored, token.id)
+        && chain::is_of(&stored, token.id)
     {
-        return history::event_before(reader, &stored).await;
+        return chain::event_before(reader, &stored).await;
     }
     let subject = names::token_anywhere(&token.workflow_id, token.id);
     match reader.last(&subject).await? {
-        Some(state) if !state.is_departure() => history::event_of(reader, state.sequence).await,
+        Some(state) if !state.is_departure() => chain::event_of(reader, state.sequence).await,
         _ => Ok(None),
     }
 }
@@ -168,17 +169,6 @@ pub async fn workflows(
         page.push(definition, bytes);
     }
     Ok(page)
-}
-
-impl Reader {
-    /// A definition and its bytes.
-    pub async fn definition(
-        &self,
-        workflow: &WorkflowId,
-    ) -> Result<Option<(WorkflowDefinition, usize)>, StorageError> {
-        let stored = self.last(&names::definition(workflow)).await?;
-        stored.map(|stored| Ok((stored.definition()?, stored.payload.len()))).transpose()
-    }
 }
 
 fn first_after(after: Option<Sequence>) -> u64 {

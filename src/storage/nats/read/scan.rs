@@ -12,27 +12,18 @@
 //! single messages, several at a time, or for whole stretches of the stream where every few
 //! messages one matches: without a filter `batch` has nothing to count.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::Duration;
-
 use async_nats::StatusCode;
-use quick_cache::sync::Cache;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::codec::{self, Stored};
-use super::read::{self, Reader, Run, unavailable};
+use super::reader::{self, RUN_MESSAGES_MAX, Reader, Run, unavailable};
+use super::stored::Stored;
 use crate::storage::StorageError;
-use crate::storage::nats::wire::jetstream::ANSWER_WAIT;
+use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT};
 use crate::storage::nats::wire::names::{self, STREAM};
 
 /// Subjects that `multi_last` takes.
 const FEW_MAX: usize = 1_024;
-
-/// Subjects in the whole stream up to which `multi_last` is tried without a sample: what it costs
-/// to be refused stays below some milliseconds.
-const SMALL_STREAM: u64 = 20_000;
 
 /// Messages of a sample, from each of [`SAMPLE_PLACES`] places of the stream.
 const SAMPLE_MESSAGES: usize = 64;
@@ -40,9 +31,6 @@ const SAMPLE_PLACES: u64 = 4;
 
 /// Matches in a sample from which on there are many.
 const SAMPLE_MANY: usize = 8;
-
-/// How long it is remembered that there are many.
-const MANY_FOR: Duration = Duration::from_secs(60);
 
 /// Single messages asked for at once.
 const AT_ONCE_MAX: usize = 64;
@@ -55,70 +43,20 @@ const AT_ONCE_BYTES: usize = 8 << 20;
 const DENSE_MAX: u64 = 4;
 const DENSE_AFTER: usize = 4;
 
-/// Filters that something is remembered of.
-const HINTS_MAX: usize = 10_000;
-
-/// What is known of filters. It only says how to begin.
-pub struct Hints {
-    filters: Cache<String, Hint>,
-    subjects: Mutex<u64>,
+/// The token messages on the subjects that match a filter, from `start` on, about `limit` of them,
+/// departures included; fewer, though there are more, where they are large.
+pub async fn tokens(
+    reader: &Reader,
+    filter: &str,
+    start: u64,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Run, StorageError> {
+    let limit = limit.clamp(1, RUN_MESSAGES_MAX);
+    reader.repeated(deadline, || run(reader, filter, start, limit, deadline)).await
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Hint {
-    /// When many subjects matched.
-    many_at: Option<Instant>,
-    /// No message before this one matches, now or ever: what arrives later has a higher sequence.
-    floor: u64,
-    /// Messages from one match to the next, as the last list of it has found.
-    distance: Option<u64>,
-}
-
-impl Hints {
-    pub fn new() -> Self {
-        Self { filters: Cache::new(HINTS_MAX), subjects: Mutex::new(0) }
-    }
-
-    /// Forgets everything.
-    pub fn forget(&self) {
-        self.filters.clear();
-    }
-
-    /// Notes how many subjects the stream has.
-    pub fn set_subjects(&self, subjects: u64) {
-        *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) = subjects;
-    }
-
-    fn is_small(&self) -> bool {
-        *self.subjects.lock().unwrap_or_else(PoisonError::into_inner) <= SMALL_STREAM
-    }
-
-    fn of(&self, filter: &str) -> Hint {
-        self.filters.get(filter).unwrap_or(Hint { many_at: None, floor: 0, distance: None })
-    }
-
-    fn many(&self, filter: &str) {
-        let hint = Hint { many_at: Some(Instant::now()), ..self.of(filter) };
-        self.filters.insert(filter.to_owned(), hint);
-    }
-
-    fn set_distance(&self, filter: &str, distance: u64) {
-        let hint = self.of(filter);
-        if hint.distance != Some(distance) {
-            self.filters.insert(filter.to_owned(), Hint { distance: Some(distance), ..hint });
-        }
-    }
-
-    fn raise_floor(&self, filter: &str, floor: u64) {
-        let hint = self.of(filter);
-        if floor > hint.floor {
-            self.filters.insert(filter.to_owned(), Hint { floor, ..hint });
-        }
-    }
-}
-
-/// Token messages that match `filter`, from `start` on, about `limit` of them, departures included.
-pub async fn run(
+async fn run(
     reader: &Reader,
     filter: &str,
     start: u64,
@@ -129,14 +67,14 @@ pub async fn run(
         return reader.leader_run(filter, start, limit, deadline).await;
     }
     let hint = reader.hints.of(filter);
-    let known_many = hint.many_at.is_some_and(|at| at.elapsed() < MANY_FOR);
+    let known_many = hint.says_many();
     let many = known_many || (!reader.hints.is_small() && sample_has_many(reader, filter).await?);
     if !many {
         if let Some(run) = few(reader, filter, start, limit).await? {
             return Ok(run);
         }
         reader.hints.many(filter);
-    } else if hint.many_at.is_none_or(|at| at.elapsed() >= MANY_FOR) {
+    } else if !hint.says_many() {
         reader.hints.many(filter);
     }
     singles(reader, filter, start, limit, deadline).await
@@ -150,7 +88,7 @@ async fn few(
     limit: usize,
 ) -> Result<Option<Run>, StorageError> {
     let request = json!({
-        "multi_last": [filter], "seq": start.max(1), "batch": limit, "max_bytes": read::RUN_BYTES_MAX,
+        "multi_last": [filter], "seq": start.max(1), "batch": limit, "max_bytes": reader::RUN_BYTES_MAX,
     });
     match reader.batch(&request, limit.min(FEW_MAX)).await? {
         Ok(run) => Ok(Some(run)),
@@ -159,7 +97,7 @@ async fn few(
         Err((StatusCode::NOT_FOUND, Some(text))) if text == "No Results" => {
             Ok(Some(Run::default()))
         }
-        Err((status, description)) => Err(read::refused(status, description.as_deref())),
+        Err((status, description)) => Err(reader::refused(status, description.as_deref())),
     }
 }
 
@@ -208,7 +146,7 @@ async fn singles(
     let mut distance = hint.distance.unwrap_or(1);
     let (mut at_once, mut largest) = (1_usize, 1_024_usize);
     let mut bytes = 0;
-    while run.messages.len() < limit && bytes < read::RUN_BYTES_MAX {
+    while run.messages.len() < limit && bytes < reader::RUN_BYTES_MAX {
         if Instant::now() >= deadline {
             return Err(unavailable("the list took too long; ask for fewer rows"));
         }
@@ -310,7 +248,7 @@ async fn ask(
     let mut asked = Vec::with_capacity(count);
     for n in 0..count as u64 {
         let from = position + n * distance;
-        let request = codec::request(&json!({ "seq": from, "next_by_subj": filter }));
+        let request = jetstream::request(&json!({ "seq": from, "next_by_subj": filter }));
         let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
         let replies = reader.link.request_many(subject, None, request, 1, ANSWER_WAIT).await;
         asked.push((from, replies.map_err(unavailable)?));
@@ -319,14 +257,14 @@ async fn ask(
     for (from, mut replies) in asked {
         let answer = replies.next().await.map_err(unavailable)?;
         let found = match answer.status {
-            None | Some(StatusCode::OK) if read::is_ours(&answer) => {
+            None | Some(StatusCode::OK) if reader::is_ours(&answer) => {
                 Some(Stored::from_direct(answer)?)
             }
             None | Some(StatusCode::OK) => {
                 return Err(unavailable("a mirror of the stream has answered"));
             }
             Some(StatusCode::NOT_FOUND) => None,
-            Some(status) => return Err(read::refused(status, answer.description.as_deref())),
+            Some(status) => return Err(reader::refused(status, answer.description.as_deref())),
         };
         answers.push(Next { from, found });
     }

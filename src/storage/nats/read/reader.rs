@@ -10,15 +10,16 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::codec::{self, Stored};
-use super::walk::{self, Hints};
+use super::hints::Hints;
+use super::stored::Stored;
+use crate::domain::{WorkflowDefinition, WorkflowId};
 use crate::storage::StorageError;
 use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT, ApiError, StreamState, code};
 use crate::storage::nats::wire::link::{Link, LinkError};
-use crate::storage::nats::wire::names::{STREAM, header};
+use crate::storage::nats::wire::names::{self, STREAM, header};
 
 /// Messages asked for at once; the connection to nats-server queues them for us.
-const RUN_MESSAGES_MAX: usize = 2_048;
+pub const RUN_MESSAGES_MAX: usize = 2_048;
 
 /// Bytes asked for at once: a run is in memory as a whole.
 pub const RUN_BYTES_MAX: usize = 8 << 20;
@@ -127,13 +128,22 @@ impl Reader {
         self.one(&json!({ "seq": sequence })).await
     }
 
+    /// A definition and its bytes.
+    pub async fn definition(
+        &self,
+        workflow: &WorkflowId,
+    ) -> Result<Option<(WorkflowDefinition, usize)>, StorageError> {
+        let stored = self.last(&names::definition(workflow)).await?;
+        stored.map(|stored| Ok((stored.definition()?, stored.payload.len()))).transpose()
+    }
+
     /// The oldest message on the subjects that match a filter.
     pub async fn first(&self, filter: &str) -> Result<Option<Stored>, StorageError> {
         self.one(&json!({ "seq": 1, "next_by_subj": filter })).await
     }
 
     async fn one(&self, request: &Value) -> Result<Option<Stored>, StorageError> {
-        let request = codec::request(request);
+        let request = jetstream::request(request);
         let mut found = None;
         if self.is_only_copy() {
             let answer = self.asked(&format!("$JS.API.DIRECT.GET.{STREAM}"), &request).await?;
@@ -175,20 +185,8 @@ impl Reader {
         }
     }
 
-    /// The token messages on the subjects that match a filter, from `start` on, about `limit` of
-    /// them; fewer, though there are more, where they are large.
-    pub async fn tokens(
-        &self,
-        filter: &str,
-        start: u64,
-        limit: usize,
-        deadline: Instant,
-    ) -> Result<Run, StorageError> {
-        let limit = limit.clamp(1, RUN_MESSAGES_MAX);
-        self.repeated(deadline, || walk::run(self, filter, start, limit, deadline)).await
-    }
-
-    /// The same of events, whose subjects are few.
+    /// The messages on the subjects that match a filter, which must be few, from `start` on, about
+    /// `limit` of them; fewer, though there are more, where they are large.
     pub async fn events(
         &self,
         filter: &str,
@@ -208,7 +206,7 @@ impl Reader {
     }
 
     /// Asks again where an answer was lost on its way.
-    async fn repeated<F: Future<Output = Result<Run, StorageError>>>(
+    pub async fn repeated<F: Future<Output = Result<Run, StorageError>>>(
         &self,
         deadline: Instant,
         mut ask: impl FnMut() -> F,
@@ -257,8 +255,13 @@ impl Reader {
         limit: usize,
     ) -> Result<Result<Run, (StatusCode, Option<String>)>, StorageError> {
         let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
-        let asked =
-            self.link.request_many(subject, None, codec::request(request), limit + 1, ANSWER_WAIT);
+        let asked = self.link.request_many(
+            subject,
+            None,
+            jetstream::request(request),
+            limit + 1,
+            ANSWER_WAIT,
+        );
         let mut replies = asked.await.map_err(unavailable)?;
         let (mut run, mut last) = (Run::default(), 0);
         loop {

@@ -1,0 +1,9 @@
+//! What comes in: single messages, runs of them, lists, and the chain of a token's events.
+
+pub mod chain;
+pub mod hints;
+pub mod lists;
+pub mod reader;
+pub mod scan;
+pub mod stored;
+pub mod workflow_index;
