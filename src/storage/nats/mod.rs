@@ -14,28 +14,25 @@ use uuid::Uuid;
 mod batch;
 mod change;
 mod committer;
-mod ghosts;
 mod guide;
 mod health;
 mod history;
-mod keeper;
 mod outgoing;
 mod read;
-mod retention;
-mod stream;
+mod upkeep;
 mod wire;
 
 pub use health::{ConnectionStatus, HealthStatus, NATSMetrics, nats_health_check};
-pub use keeper::NATSOpenError;
+pub use upkeep::supervisor::NATSOpenError;
 pub use wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions, shown_urls};
 
 use self::change::{Commit, Pending};
 use self::committer::Committer;
-use self::keeper::{Keeper, Opened};
 use self::read::lists;
 use self::read::reader::{Reader, unavailable};
 use self::read::workflow_index::WorkflowIndex;
-use self::retention::Retention;
+use self::upkeep::retention::Retention;
+use self::upkeep::supervisor::{Opened, Supervisor};
 use self::wire::link::{self, Link};
 use self::wire::meter::Meter;
 use self::wire::names::{self, ALL_EVENTS, ALL_TOKENS};
@@ -143,7 +140,7 @@ impl NATSStorage {
         let (set_opened, opened) =
             watch::channel(Opened::NotYet("it has not connected yet".into()));
         let (set_clean, clean) = watch::channel(String::new());
-        let keeper = Keeper {
+        let supervisor = Supervisor {
             link: Arc::clone(&link),
             reader: Arc::clone(&reader),
             retention: Arc::clone(&retention),
@@ -157,7 +154,7 @@ impl NATSStorage {
         let room_maker = Arc::clone(&retention);
         let tasks = vec![
             tokio::spawn(committer.run()),
-            tokio::spawn(keeper.run()),
+            tokio::spawn(supervisor.run()),
             tokio::spawn(async move { room_maker.run().await }),
         ];
         let room = Arc::new(Semaphore::new(config.reconnect_buffer_size.max(1)));

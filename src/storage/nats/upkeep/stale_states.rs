@@ -6,7 +6,7 @@
 //! 2.15.1; issue 8505 there is about the same). The newest message of a token is always right, so
 //! reads by id and moves are. Lists of a place would show the token twice, so after every start of
 //! nats-server, and every change of the stream's leader, what is older than a token's newest message
-//! is removed, in a walk through the subjects and sizes of all token messages.
+//! is removed, in a scan of the subjects and sizes of all token messages.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -32,7 +32,7 @@ const STEP_MESSAGES: usize = 1_000;
 /// Time for one step; it takes some milliseconds.
 const STEP_WAIT: Duration = Duration::from_secs(5);
 
-/// After this nats-server forgets a walk that was not ended.
+/// After this nats-server forgets a scan that was not ended.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
 /// Removes every message of a token that is older than its newest one. Gives how many went.
@@ -47,9 +47,9 @@ pub async fn remove(
         // A consumer may read from any replica, and each has files of its own.
         doubled_at_leader(link).await?
     } else {
-        let mut walk = Walk::start(link, state.last_sequence).await?;
-        let doubled = walk.doubled(link).await;
-        walk.end(link).await;
+        let mut scan = Scan::start(link, state.last_sequence).await?;
+        let doubled = scan.doubled(link).await;
+        scan.end(link).await;
         doubled?
     };
     let mut removed = 0;
@@ -78,7 +78,7 @@ impl Seen {
 }
 
 /// Tokens with several messages, as the leader of the stream has them. It takes three times as long
-/// as a walk.
+/// as a scan.
 async fn doubled_at_leader(link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, StorageError> {
     let mut seen = Seen::default();
     subjects::visit(link, ALL_TOKENS, |subject, count| seen.see(subject, count)).await?;
@@ -110,8 +110,8 @@ async fn remove_older(
     Ok(removed)
 }
 
-/// A consumer of the subjects of all tokens, gone at the end.
-struct Walk {
+/// A scan: a consumer of the subjects of all tokens, gone at the end.
+struct Scan {
     consumer: String,
     inbox: String,
     messages: Subscriber,
@@ -120,7 +120,7 @@ struct Walk {
     pending: u64,
 }
 
-impl Walk {
+impl Scan {
     async fn start(link: &Link, last: u64) -> Result<Self, StorageError> {
         let (inbox, messages) = link.subscribe_inbox().await.map_err(unavailable)?;
         let config = json!({
@@ -175,7 +175,7 @@ impl Walk {
     async fn end(self, link: &Link) {
         let subject = format!("CONSUMER.DELETE.{STREAM}.{}", self.consumer);
         if let Err(error) = ask(link, &subject, &Value::Null).await {
-            debug!(error = %error, "the consumer of a walk could not be deleted");
+            debug!(error = %error, "the consumer of a scan could not be deleted");
         }
     }
 }

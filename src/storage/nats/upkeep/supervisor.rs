@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
-use super::ghosts;
 use super::retention::Retention;
+use super::stale_states;
 use super::stream::{self, OpenError};
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::workflow_index::WorkflowIndex;
@@ -24,7 +24,7 @@ const OPEN_PAUSE: Duration = Duration::from_millis(250);
 /// Pause before what did not work is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Time for one walk through all tokens: a million take some seconds.
+/// Time for one scan of all tokens: a million take some seconds.
 const CLEANING_MAX: Duration = Duration::from_secs(120);
 
 /// What the stream comes from: where it is another, a server may have crashed in between.
@@ -80,7 +80,7 @@ pub enum Opened {
 }
 
 /// The task that opens the store and looks at it from time to time.
-pub struct Keeper {
+pub struct Supervisor {
     pub link: Arc<Link>,
     pub reader: Arc<Reader>,
     pub retention: Arc<Retention>,
@@ -93,7 +93,7 @@ pub struct Keeper {
     pub clean: watch::Sender<String>,
 }
 
-impl Keeper {
+impl Supervisor {
     pub async fn run(self) {
         if !self.open().await {
             return;
@@ -143,7 +143,7 @@ impl Keeper {
         if cleaned.as_ref() == Some(&origin) {
             return true;
         }
-        let removing = ghosts::remove(&self.link, &self.reader, &state);
+        let removing = stale_states::remove(&self.link, &self.reader, &state);
         match timeout(CLEANING_MAX, removing).await {
             Ok(Ok(removed)) => {
                 if removed > 0 {
