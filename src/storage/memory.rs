@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
-    TokenScope, WorkflowStorage, whole,
+    TokenScope, WorkflowStorage, collect_all,
 };
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{
@@ -92,12 +92,12 @@ impl InMemoryStorage {
 
     /// All definitions, ordered by id.
     pub async fn list_workflows(&self) -> Result<Vec<WorkflowDefinition>, StorageError> {
-        whole::workflows(self).await
+        collect_all::workflows(self).await
     }
 
     /// All tokens of a workflow, in the order of their arrival, each once.
     pub async fn list_tokens(&self, workflow: &WorkflowId) -> Result<Vec<Token>, StorageError> {
-        whole::tokens(self, workflow).await
+        collect_all::tokens(self, workflow).await
     }
 
     fn state(&self) -> Result<MutexGuard<'_, State>, StorageError> {

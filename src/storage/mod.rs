@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use crate::domain::{Change, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 
+mod collect_all;
 pub mod memory;
 pub mod nats;
 pub mod sqlite;
-mod whole;
 
 /// The place of a change in the one order of all changes of a store. Starts at 1, has gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

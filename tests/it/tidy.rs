@@ -1,6 +1,7 @@
 //! What is true of the source as a whole: which room names which, how long a file is, whose licences
 //! the dependencies have.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,12 @@ const STORAGE_IN_GRAPHQL: [&str; 4] = ["mod.rs", "error.rs", "query.rs", "types.
 
 /// Backends are blind to one another.
 const BACKENDS: [&str; 3] = ["memory", "sqlite", "nats"];
+
+/// The wings of the store on NATS, each of which names only itself and those before it.
+const WINGS: [&str; 5] = ["wire", "read", "upkeep", "write", "face"];
+
+/// Where the guide's own methods of a domain type stand: they read the clock and name subjects.
+const GUIDE: &str = "src/storage/nats/face/compat.rs";
 
 /// Lines of one file, without its tests.
 const LINES_MAX: usize = 500;
@@ -127,6 +134,102 @@ fn every_room_names_only_the_rooms_below_it() {
         ("src/http/router.rs", "use crate::engine::Engine;"),
     ] {
         assert_eq!(wrong_rooms(path, text).len(), 1, "{path}: {text}");
+    }
+}
+
+/// The files of the store on NATS that one of them names, as `wing/file`.
+fn named_in_wings(path: &str, text: &str) -> Vec<String> {
+    let parts: Vec<_> = path.split('/').collect();
+    let &["src", "storage", "nats", wing, _] = parts.as_slice() else { return Vec::new() };
+    let code = code(text);
+    let word = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        rest[..end.unwrap_or(rest.len())].to_owned()
+    };
+    let mut named = Vec::new();
+    for rest in code.split("storage::nats::").skip(1) {
+        let (wing, rest) = rest.split_once("::").unwrap_or((rest, ""));
+        // `storage::nats::read::{a, b::C}` names several.
+        match rest.strip_prefix('{').and_then(|list| list.split('}').next()) {
+            Some(list) => {
+                named.extend(list.split(',').map(|part| format!("{wing}/{}", word(part.trim()))));
+            }
+            None => named.push(format!("{wing}/{}", word(rest))),
+        }
+    }
+    named.extend(code.split("super::").skip(1).map(|rest| format!("{wing}/{}", word(rest))));
+    named
+}
+
+#[test]
+fn every_wing_of_the_store_on_nats_names_only_those_before_it() {
+    let place = |wing: &str| WINGS.iter().position(|known| *known == wing);
+    let wrong = |path: &str, text: &str| -> Vec<String> {
+        let own = path.split('/').nth(3).and_then(place);
+        let named = named_in_wings(path, text).into_iter();
+        let up = named.filter(|named| place(named.split('/').next().unwrap()) > own);
+        up.map(|named| format!("{path} names {named}")).collect()
+    };
+    let found: Vec<_> =
+        sources("src/storage/nats").iter().flat_map(|(path, text)| wrong(path, text)).collect();
+    assert!(found.is_empty(), "{found:#?}");
+    let up = "use crate::storage::nats::write::{batch, commit::Commit};";
+    assert_eq!(wrong("src/storage/nats/read/x.rs", up).len(), 2, "it sees what it is for");
+}
+
+#[test]
+fn no_files_of_the_store_on_nats_name_one_another_in_a_circle() {
+    let mut names: HashMap<String, Vec<String>> = HashMap::new();
+    for (path, text) in sources("src/storage/nats") {
+        let own = path.trim_start_matches("src/storage/nats/").trim_end_matches(".rs").to_owned();
+        names.insert(own, named_in_wings(&path, &text));
+    }
+    assert_eq!(circle(&names), None);
+    let edge = |a: &str, b: &str| (a.to_owned(), vec![b.to_owned()]);
+    let round = HashMap::from([edge("a", "b"), edge("b", "c"), edge("c", "a"), edge("d", "a")]);
+    assert!(circle(&round).is_some(), "it sees what it is for");
+}
+
+/// A file from which a way leads back to itself.
+fn circle(names: &HashMap<String, Vec<String>>) -> Option<String> {
+    names
+        .keys()
+        .find(|start| {
+            let (mut todo, mut seen) = (vec![*start], HashSet::new());
+            while let Some(file) = todo.pop() {
+                for next in names.get(file).into_iter().flatten() {
+                    if next == *start {
+                        return true;
+                    }
+                    if seen.insert(next) {
+                        todo.push(next);
+                    }
+                }
+            }
+            false
+        })
+        .cloned()
+}
+
+#[test]
+fn what_a_domain_type_can_do_stands_in_the_domain() {
+    let types: Vec<String> = sources("src/domain")
+        .iter()
+        .flat_map(|(_, text)| text.lines())
+        .filter_map(|line| line.strip_prefix("pub struct ").or(line.strip_prefix("pub enum ")))
+        .map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned())
+        .collect();
+    assert!(types.len() > 10, "{types:?}");
+    for (path, text) in sources("src") {
+        for name in &types {
+            let own = text.contains(&format!("struct {name} "))
+                || text.contains(&format!("struct {name}("));
+            let adds = text.lines().any(|line| line == format!("impl {name} {{"));
+            assert!(
+                path.starts_with("src/domain/") || own || !adds || path == GUIDE,
+                "{path}: impl {name}"
+            );
+        }
     }
 }
 

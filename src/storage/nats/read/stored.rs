@@ -119,7 +119,7 @@ impl Stored {
             );
             return Err(unreadable(&what, reason));
         }
-        token.set_nats_metadata(self.sequence, self.time, self.subject.clone());
+        set_place_on_bus(&mut token, self.sequence, self.time, self.subject.clone());
         Ok(StoredToken { token: Arc::new(token), revision: Sequence(self.sequence) })
     }
 
@@ -140,6 +140,17 @@ impl Stored {
     /// The definition that it holds.
     pub fn definition(&self) -> Result<WorkflowDefinition, StorageError> {
         self.json()
+    }
+}
+
+/// Notes in a token where its message stands. The newest record of its moves gets the sequence, too,
+/// as that message was made by that move.
+pub fn set_place_on_bus(token: &mut Token, sequence: u64, time: DateTime<Utc>, subject: String) {
+    token.nats_sequence = Some(sequence);
+    token.nats_timestamp = Some(time);
+    token.nats_subject = Some(subject);
+    if let Some(newest) = token.transition_history.last_mut() {
+        newest.nats_sequence = Some(sequence);
     }
 }
 

@@ -1,9 +1,13 @@
 //! How the store does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::NATSStorage;
+use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::wire::jetstream::{self, StreamState};
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Figure, StorageError, StorageHealth};
 
 /// How long a broken connection counts as being mended.
@@ -46,26 +50,15 @@ pub struct NATSMetrics {
     pub error_rate: f64,
 }
 
-/// How the store does, in a word.
-pub async fn nats_health_check(nats_storage: &NATSStorage) -> HealthStatus {
-    match nats_storage.health_check().await {
-        Ok(true) => HealthStatus::Healthy,
-        Ok(false) => HealthStatus::Degraded,
-        Err(_) => HealthStatus::Unhealthy,
-    }
+/// Looks at the store, for whoever monitors it.
+pub struct Monitor {
+    pub link: Arc<Link>,
+    pub reader: Arc<Reader>,
+    pub retention: Arc<Retention>,
+    pub meter: Arc<Meter>,
 }
 
-impl NATSStorage {
-    /// Looks whether reads and writes would work now: `true` if all is well, `false` if it works
-    /// but something needs a look, an error if it does not.
-    pub async fn health_check(&self) -> Result<bool, StorageError> {
-        match self.look().await {
-            StorageHealth::Healthy => Ok(true),
-            StorageHealth::Degraded(_) => Ok(false),
-            StorageHealth::Unhealthy(reason) => Err(StorageError::Unavailable { reason }),
-        }
-    }
-
+impl Monitor {
     /// Figures as they are now. [`StorageError::Unavailable`] if the stream cannot be asked.
     pub async fn metrics(&self) -> Result<NATSMetrics, StorageError> {
         let state = jetstream::stream_state(&self.link).await?;
@@ -77,7 +70,8 @@ impl NATSStorage {
         })
     }
 
-    pub(super) async fn monitored(&self) -> Vec<Figure> {
+    /// Figures for monitoring; those that cannot be had now are left out.
+    pub async fn figures(&self) -> Vec<Figure> {
         let connected = f64::from(u8::from(self.link.is_connected()));
         let lag = self.meter.lag().as_secs_f64();
         let mut figures = vec![
@@ -121,10 +115,8 @@ impl NATSStorage {
         }
     }
 
-    pub(super) async fn look(&self) -> StorageHealth {
-        if let Err(error) = self.usable() {
-            return StorageHealth::Unhealthy(error.to_string());
-        }
+    /// How an open store does.
+    pub async fn look(&self) -> StorageHealth {
         let urls = self.link.urls();
         match self.connection_status() {
             ConnectionStatus::Connected => {}

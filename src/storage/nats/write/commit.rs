@@ -3,12 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::outgoing::{self, Outgoing};
-use crate::domain::{Change, EventKind, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::domain::{Change, EventKind, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 use crate::storage::nats::wire::names::{self, header};
 use crate::storage::{Sequence, StorageError};
 
@@ -52,28 +50,6 @@ pub struct Commit {
     pub event_id: Uuid,
     /// The token's version after it.
     pub version: u32,
-}
-
-/// A commit on its way, and who waits for it.
-pub struct Pending {
-    pub commit: Commit,
-    pub bytes: usize,
-    /// When it was handed over.
-    pub accepted: Instant,
-    /// After this it is not begun any more.
-    pub deadline: Instant,
-    /// Whether a try of it may have been stored, or may yet be.
-    pub maybe_done: bool,
-    /// What stood in its way last.
-    pub reason: String,
-    /// How often the server has refused it.
-    pub refusals: u32,
-    /// Since when there was no room for it.
-    pub full_since: Option<Instant>,
-    /// Gets the sequence of the message that holds the token or the definition.
-    pub answer: oneshot::Sender<Result<Sequence, StorageError>>,
-    /// Its share of the bytes that may wait.
-    pub room: OwnedSemaphorePermit,
 }
 
 impl Commit {
@@ -185,6 +161,14 @@ impl Commit {
     /// Whether it adds something live; a move only changes it.
     pub fn creates(&self) -> bool {
         !matches!(self.kind, Kind::Move { .. })
+    }
+}
+
+/// Clears what a token says of where it stands: its next message knows that itself.
+pub fn forget_place_on_bus(token: &mut Token) {
+    (token.nats_sequence, token.nats_timestamp, token.nats_subject) = (None, None, None);
+    if let Some(newest) = token.transition_history.last_mut() {
+        newest.nats_sequence = None;
     }
 }
 

@@ -4,15 +4,37 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::NATSStorage;
+use super::health::{ConnectionStatus, HealthStatus, NATSMetrics};
+use super::storage::NATSStorage;
 use crate::domain::{
     Change, HistoryEvent, PlaceId, Token, TransitionId, TransitionRecord, WorkflowDefinition,
     WorkflowEvent, WorkflowId,
 };
+use crate::storage::nats::read::stored::set_place_on_bus;
 use crate::storage::nats::wire::names;
-use crate::storage::{StorageError, WorkflowStorage, whole};
+use crate::storage::{StorageError, StorageHealth, WorkflowStorage, collect_all};
 
 impl NATSStorage {
+    /// Looks whether reads and writes would work now: `true` if all is well, `false` if it works
+    /// but something needs a look, an error if it does not.
+    pub async fn health_check(&self) -> Result<bool, StorageError> {
+        match WorkflowStorage::health(self).await {
+            StorageHealth::Healthy => Ok(true),
+            StorageHealth::Degraded(_) => Ok(false),
+            StorageHealth::Unhealthy(reason) => Err(StorageError::Unavailable { reason }),
+        }
+    }
+
+    /// Figures as they are now. [`StorageError::Unavailable`] if the stream cannot be asked.
+    pub async fn metrics(&self) -> Result<NATSMetrics, StorageError> {
+        self.monitor().metrics().await
+    }
+
+    /// How the connection stands.
+    pub fn connection_status(&self) -> ConnectionStatus {
+        self.monitor().connection_status()
+    }
+
     /// Stores a definition as it is, with the event of its creation, and gives the one that is
     /// there. That the same definition is there already is no error.
     ///
@@ -63,21 +85,22 @@ impl NATSStorage {
 
     /// All definitions, ordered by id. [`StorageError::TooLarge`] above 1 GiB.
     pub async fn list_workflows(&self) -> Result<Vec<WorkflowDefinition>, StorageError> {
-        whole::workflows(self).await
+        collect_all::workflows(self).await
     }
 
     /// All tokens of a workflow, in the order of their arrival, each once.
     /// [`StorageError::TooLarge`] above 1 GiB.
     pub async fn list_tokens(&self, workflow: &WorkflowId) -> Result<Vec<Token>, StorageError> {
-        whole::tokens(self, workflow).await
+        collect_all::tokens(self, workflow).await
     }
 }
 
-/// Clears what a token says of where it stands: its next message knows that itself.
-pub(super) fn forget_place_on_bus(token: &mut Token) {
-    (token.nats_sequence, token.nats_timestamp, token.nats_subject) = (None, None, None);
-    if let Some(newest) = token.transition_history.last_mut() {
-        newest.nats_sequence = None;
+/// How the store does, in a word.
+pub async fn nats_health_check(nats_storage: &NATSStorage) -> HealthStatus {
+    match nats_storage.health_check().await {
+        Ok(true) => HealthStatus::Healthy,
+        Ok(false) => HealthStatus::Degraded,
+        Err(_) => HealthStatus::Unhealthy,
     }
 }
 
@@ -85,12 +108,7 @@ impl Token {
     /// Notes where the token stands on the bus: sequence, time and subject of its message. The
     /// newest record of its moves gets the sequence, too, as that message was made by that move.
     pub fn set_nats_metadata(&mut self, sequence: u64, timestamp: DateTime<Utc>, subject: String) {
-        self.nats_sequence = Some(sequence);
-        self.nats_timestamp = Some(timestamp);
-        self.nats_subject = Some(subject);
-        if let Some(newest) = self.transition_history.last_mut() {
-            newest.nats_sequence = Some(sequence);
-        }
+        set_place_on_bus(self, sequence, timestamp, subject);
     }
 
     /// The subject of the token in the place where it is.

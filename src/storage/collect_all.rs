@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::{Page, PageLimit, StorageError, TokenScope, WorkflowStorage};
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
 
-/// Bytes of one whole list in its stored form: as much as a store in memory holds at most.
-const WHOLE_BYTES_MAX: usize = 1 << 30;
+/// Bytes of one list in its stored form: as much as a store in memory holds at most.
+const LIST_BYTES_MAX: usize = 1 << 30;
 
 /// What is read at once.
 const STEP: PageLimit = PageLimit { rows: 1_000, bytes: 4 << 20 };
@@ -24,9 +24,9 @@ impl Total {
 
     fn add<T>(&mut self, page: &Page<T>) -> Result<(), StorageError> {
         self.bytes += page.bytes;
-        if self.bytes > WHOLE_BYTES_MAX {
+        if self.bytes > LIST_BYTES_MAX {
             let (what, bytes) = (self.what.clone(), self.bytes);
-            return Err(StorageError::TooLarge { what, bytes, bytes_max: WHOLE_BYTES_MAX });
+            return Err(StorageError::TooLarge { what, bytes, bytes_max: LIST_BYTES_MAX });
         }
         Ok(())
     }

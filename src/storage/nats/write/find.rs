@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
-use super::change::{Commit, Kind, Target};
+use super::commit::{Commit, Kind, Target};
 use crate::storage::nats::read::chain;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::stored::Stored;

@@ -1,6 +1,6 @@
 //! Gathers the changes that wait while a batch is under way and commits them as the next one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +8,17 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
-use super::change::{Kind, Pending, Target};
-use super::history::{self, Found};
+use super::batch::{self, BatchError};
+use super::commit::{Kind, Target};
+use super::find::{self, Found};
+use super::gather::Gathered;
+use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
 use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Sequence, StorageError};
-
-/// Bytes of a batch; a single change may be larger.
-const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Changes of things that the batch under way changes, too, kept for the next one.
 const HELD_MAX: usize = 4_096;
@@ -61,8 +60,8 @@ pub struct Committer {
     /// How many changes the next batch may hope for, and how long it waits for them.
     hope: (usize, Duration),
     /// What is tried again, and when. It takes turns with what is new, so that neither blocks the other.
-    again: VecDeque<(Instant, Vec<Pending>)>,
-    turn_of_again: bool,
+    retries: VecDeque<(Instant, Vec<Pending>)>,
+    turn_of_retries: bool,
 }
 
 /// Parts of a batch that are still to be tried, in their order.
@@ -85,8 +84,8 @@ impl Committer {
             held: VecDeque::new(),
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
-            again: VecDeque::new(),
-            turn_of_again: false,
+            retries: VecDeque::new(),
+            turn_of_retries: false,
         }
     }
 
@@ -102,7 +101,7 @@ impl Committer {
                     let patience = (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX);
                     self.hope = (count + waiting, patience);
                 }
-                Work::Again(group) => self.settle(group).await,
+                Work::Retry(group) => self.settle(group).await,
             }
         }
     }
@@ -110,14 +109,14 @@ impl Committer {
     /// What to do next; none at the end.
     async fn next(&mut self) -> Option<Work> {
         loop {
-            let due = self.again.front().map(|(at, _)| *at);
+            let due = self.retries.front().map(|(at, _)| *at);
             let is_due = due.is_some_and(|at| at <= Instant::now());
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
-            if is_due && (self.turn_of_again || !is_new) {
-                self.turn_of_again = false;
-                return self.again.pop_front().map(|(_, group)| Work::Again(group));
+            if is_due && (self.turn_of_retries || !is_new) {
+                self.turn_of_retries = false;
+                return self.retries.pop_front().map(|(_, group)| Work::Retry(group));
             }
-            self.turn_of_again = true;
+            self.turn_of_retries = true;
             if is_new {
                 return Some(Work::New(self.gather(None).await));
             }
@@ -227,7 +226,7 @@ impl Committer {
 
     fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
         if !group.is_empty() {
-            self.again.push_back((Instant::now() + pause, group));
+            self.retries.push_back((Instant::now() + pause, group));
         }
     }
 
@@ -243,12 +242,12 @@ impl Committer {
         let (maybe_done, mut worth): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|pending| pending.maybe_done);
         let now = Instant::now();
-        worth = worth.into_iter().filter_map(|pending| in_time(pending, now)).collect();
+        worth = worth.into_iter().filter_map(|pending| expire_or_keep(pending, now)).collect();
         if maybe_done.is_empty() {
             return worth;
         }
         let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
-        let mut found = history::find_commits(&self.reader, &commits).await.into_iter();
+        let mut found = find::find_commits(&self.reader, &commits).await.into_iter();
         for pending in maybe_done {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
@@ -256,7 +255,7 @@ impl Committer {
                     answer(pending, Err(StorageError::OutcomeUnknown { reason }));
                 }
                 // It is not there, or cannot be looked for; then a try that fails says more.
-                Some(Found::Absent) | None => worth.extend(in_time(pending, Instant::now())),
+                Some(Found::Absent) | None => worth.extend(expire_or_keep(pending, Instant::now())),
             }
         }
         worth
@@ -322,7 +321,7 @@ impl Committer {
     /// back if neither can be seen.
     async fn lost(&self, pending: Pending) -> Option<Pending> {
         let outcome = if pending.maybe_done {
-            match history::find_commit(&self.reader, &pending.commit).await {
+            match find::find_commit(&self.reader, &pending.commit).await {
                 Ok(Found::Stored(sequence)) => Ok(sequence),
                 Ok(Found::Absent) => Err(pending.commit.lost()),
                 Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
@@ -331,7 +330,7 @@ impl Committer {
         } else if pending.commit.creates() {
             // nats-server refuses a creation also where it cannot look, such as while it shuts
             // down. So it has lost only to something that is there.
-            match history::is_taken(&self.reader, &pending.commit).await {
+            match find::is_taken(&self.reader, &pending.commit).await {
                 Ok(true) => Err(pending.commit.lost()),
                 Ok(false) | Err(_) => return Some(pending),
             }
@@ -361,36 +360,7 @@ enum Work {
     /// A batch of what has come.
     New(Vec<Pending>),
     /// What was tried before.
-    Again(Vec<Pending>),
-}
-
-/// A batch in the making.
-#[derive(Default)]
-struct Gathered {
-    batch: Vec<Pending>,
-    targets: HashSet<Target>,
-    messages: usize,
-    bytes: usize,
-}
-
-impl Gathered {
-    fn has_room(&self) -> bool {
-        self.messages < BATCH_MESSAGES_MAX && self.bytes < BATCH_BYTES_MAX
-    }
-
-    fn fits(&self, pending: &Pending) -> bool {
-        self.batch.is_empty()
-            || (!self.targets.contains(&pending.commit.target)
-                && self.messages + pending.commit.messages.len() <= BATCH_MESSAGES_MAX
-                && self.bytes + pending.bytes <= BATCH_BYTES_MAX)
-    }
-
-    fn push(&mut self, pending: Pending) {
-        self.targets.insert(pending.commit.target.clone());
-        self.messages += pending.commit.messages.len();
-        self.bytes += pending.bytes;
-        self.batch.push(pending);
-    }
+    Retry(Vec<Pending>),
 }
 
 fn split(mut group: Vec<Pending>, groups: &mut Groups) {
@@ -415,48 +385,4 @@ fn refuse_creations(batch: Vec<Pending>, mut room: Allowance) -> Vec<Pending> {
         }
     }
     rest
-}
-
-/// Answers a change that has no room.
-fn no_room_for(pending: Pending, full: Option<String>) {
-    let reason = full.unwrap_or_else(|| pending.reason.clone());
-    let outcome = if pending.maybe_done {
-        StorageError::OutcomeUnknown { reason }
-    } else {
-        StorageError::Full { reason }
-    };
-    answer(pending, Err(outcome));
-}
-
-/// Notes what came of a try.
-fn tried(mut group: Vec<Pending>, reason: &str, maybe_done: bool) -> Vec<Pending> {
-    for pending in &mut group {
-        pending.maybe_done |= maybe_done;
-        reason.clone_into(&mut pending.reason);
-    }
-    group
-}
-
-fn answer(pending: Pending, outcome: Result<Sequence, StorageError>) {
-    // Whoever asked may have gone away; the change stands all the same.
-    drop(pending.answer.send(outcome));
-    drop(pending.room);
-}
-
-/// Gives a change back that has time for another try, or answers it.
-fn in_time(pending: Pending, now: Instant) -> Option<Pending> {
-    if now < pending.deadline {
-        return Some(pending);
-    }
-    let late = "it did not get its turn in time".to_owned();
-    let reason = if pending.reason.is_empty() { late } else { pending.reason.clone() };
-    let outcome = if pending.maybe_done {
-        StorageError::OutcomeUnknown { reason }
-    } else if pending.full_since.is_some() {
-        StorageError::Full { reason }
-    } else {
-        StorageError::Unavailable { reason }
-    };
-    answer(pending, Err(outcome));
-    None
 }

@@ -1,0 +1,10 @@
+//! What goes out: the messages of one change, the batch that commits them, the task that sends it.
+
+pub mod batch;
+pub mod commit;
+pub mod committer;
+pub mod find;
+pub mod gather;
+pub mod outgoing;
+pub mod pending;
+pub mod queue;

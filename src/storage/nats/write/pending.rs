@@ -1,0 +1,73 @@
+//! A commit on its way, and who waits for it.
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use super::commit::Commit;
+use crate::storage::{Sequence, StorageError};
+
+/// A commit on its way, and who waits for it.
+pub struct Pending {
+    pub commit: Commit,
+    pub bytes: usize,
+    /// When it was handed over.
+    pub accepted: Instant,
+    /// After this it is not begun any more.
+    pub deadline: Instant,
+    /// Whether a try of it may have been stored, or may yet be.
+    pub maybe_done: bool,
+    /// What stood in its way last.
+    pub reason: String,
+    /// How often the server has refused it.
+    pub refusals: u32,
+    /// Since when there was no room for it.
+    pub full_since: Option<Instant>,
+    /// Gets the sequence of the message that holds the token or the definition.
+    pub answer: oneshot::Sender<Result<Sequence, StorageError>>,
+    /// Its share of the bytes that may wait.
+    pub room: OwnedSemaphorePermit,
+}
+
+pub fn answer(pending: Pending, outcome: Result<Sequence, StorageError>) {
+    // Whoever asked may have gone away; the change stands all the same.
+    drop(pending.answer.send(outcome));
+    drop(pending.room);
+}
+
+/// Gives a change back that has time for another try, or answers it.
+pub fn expire_or_keep(pending: Pending, now: Instant) -> Option<Pending> {
+    if now < pending.deadline {
+        return Some(pending);
+    }
+    let late = "it did not get its turn in time".to_owned();
+    let reason = if pending.reason.is_empty() { late } else { pending.reason.clone() };
+    let outcome = if pending.maybe_done {
+        StorageError::OutcomeUnknown { reason }
+    } else if pending.full_since.is_some() {
+        StorageError::Full { reason }
+    } else {
+        StorageError::Unavailable { reason }
+    };
+    answer(pending, Err(outcome));
+    None
+}
+
+/// Notes what came of a try.
+pub fn tried(mut group: Vec<Pending>, reason: &str, maybe_done: bool) -> Vec<Pending> {
+    for pending in &mut group {
+        pending.maybe_done |= maybe_done;
+        reason.clone_into(&mut pending.reason);
+    }
+    group
+}
+
+/// Answers a change that has no room.
+pub fn no_room_for(pending: Pending, full: Option<String>) {
+    let reason = full.unwrap_or_else(|| pending.reason.clone());
+    let outcome = if pending.maybe_done {
+        StorageError::OutcomeUnknown { reason }
+    } else {
+        StorageError::Full { reason }
+    };
+    answer(pending, Err(outcome));
+}
