@@ -81,7 +81,7 @@ impl<'a> Listener<'a> {
         Ok(Self { runtime, client, live })
     }
 
-    /// Prints what arrives until the event of a transition has come.
+    /// Prints what arrives until a token has left its place: the last message of a move.
     pub fn show_move(&mut self) -> Result<(), String> {
         loop {
             let next = async { timeout(MESSAGE_TIME_MAX, self.live.next()).await };
@@ -92,7 +92,7 @@ impl<'a> Listener<'a> {
                 bytes => format!("{bytes} bytes of JSON"),
             };
             println!("    heard on {}: {what}", message.subject);
-            if message.subject.ends_with(".events.transitions") {
+            if message.payload.is_empty() {
                 return Ok(());
             }
         }

@@ -21,7 +21,71 @@ pub struct Change {
     pub events: Vec<WorkflowEvent>,
 }
 
+/// What a change comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The token was created, or came from elsewhere as it is.
+    Created {
+        /// Who asked for it.
+        by: Option<String>,
+    },
+    /// It moved, as the newest record of its history says.
+    Moved,
+}
+
 impl Change {
+    /// The change that made `token` what it is, as far as the token itself remembers it: the data of a
+    /// move only up to [`EMBEDDED_DATA_BYTES_MAX`]. It `completes` the token or does not.
+    pub fn newest_of(token: Token, cause: Cause, completes: bool) -> Self {
+        let newest = token.transition_history.last().zip(token.history.last());
+        let event = match (cause, newest) {
+            (Cause::Created { by }, _) => {
+                let kind = EventKind::TokenCreated;
+                let data = Some(token.data.clone());
+                WorkflowEvent { data, ..WorkflowEvent::of_token(kind, &token, by) }
+            }
+            (Cause::Moved, None) => {
+                WorkflowEvent::of_token(EventKind::TokenTransitioned, &token, None)
+            }
+            (Cause::Moved, Some((record, history))) => WorkflowEvent {
+                transition_id: Some(record.transition_id.clone()),
+                from_place: Some(record.from_place.clone()),
+                data: history.data.clone(),
+                ..WorkflowEvent::of_token(
+                    EventKind::TokenTransitioned,
+                    &token,
+                    record.triggered_by.clone(),
+                )
+            },
+        };
+        let triggered_by = event.triggered_by.clone();
+        let mut events = vec![event];
+        if completes {
+            events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
+        }
+        Self { token, events }
+    }
+
+    /// Where the token was before, if it has moved.
+    pub fn from_place(&self) -> Option<&PlaceId> {
+        self.events.iter().find_map(|event| event.from_place.as_ref())
+    }
+
+    /// What it comes from.
+    pub fn cause(&self) -> Cause {
+        match self.events.first() {
+            Some(event) if event.kind == EventKind::TokenCreated => {
+                Cause::Created { by: event.triggered_by.clone() }
+            }
+            _ => Cause::Moved,
+        }
+    }
+
+    /// Whether it completes the token.
+    pub fn completes(&self) -> bool {
+        self.events.iter().any(|event| event.kind == EventKind::TokenCompleted)
+    }
+
     /// A token that comes from elsewhere as it is, with the event of its creation here.
     pub fn adopted(
         token: Token,
@@ -542,6 +606,26 @@ mod tests {
         let born = NewToken { place: Some("gone".parse().unwrap()), ..NewToken::default() };
         let born = workflow().create_token(born, Uuid::from_u128(8), at(0)).unwrap();
         assert_eq!(kinds(&born), [EventKind::TokenCreated, EventKind::TokenCompleted]);
+    }
+
+    #[test]
+    fn a_token_remembers_its_newest_change() {
+        let born = NewToken {
+            data: json!({ "paid": true, "n": 1 }),
+            triggered_by: Some("bo".to_owned()),
+            ..NewToken::default()
+        };
+        let mut change = workflow().create_token(born, Uuid::from_u128(8), at(0)).unwrap();
+        for transition in ["note", "pack", "cancel"] {
+            let remembered =
+                Change::newest_of(change.token.clone(), change.cause(), change.completes());
+            assert_eq!(remembered, change);
+            let request = asks(transition, Some(json!({ "by": transition })));
+            change = workflow().fire(&change.token, &request, at(3)).unwrap();
+        }
+        let remembered = Change::newest_of(change.token.clone(), Cause::Moved, true);
+        assert_eq!(remembered, change);
+        assert_eq!(change.from_place().map(PlaceId::as_str), Some("packed"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod json;
 pub mod limits;
 mod token;
 
-pub use change::{Change, CreateError, MoveError, MoveRequest, NewToken};
+pub use change::{Cause, Change, CreateError, MoveError, MoveRequest, NewToken};
 pub use definition::{
     Problem, ProblemKind, TransitionDefinition, TransitionDraft, Workflow, WorkflowDefinition,
     WorkflowDraft,

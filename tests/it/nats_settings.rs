@@ -60,7 +60,9 @@ fn the_stream_is_made_as_the_documentation_says() {
                     "cb.workflows.*.definition",
                     "cb.workflows.*.places.*.tokens.*",
                     "cb.workflows.*.events.transitions",
-                    "cb.workflows.*.events.lifecycle"
+                    "cb.workflows.*.events.lifecycle",
+                    "cb.tokens.*",
+                    "cb.store.>"
                 ]),
             ),
             ("retention", json!("limits")),
@@ -70,7 +72,7 @@ fn the_stream_is_made_as_the_documentation_says() {
             ("max_msgs", json!(1_000_000)),
             ("max_bytes", json!(1 << 30)),
             ("num_replicas", json!(1)),
-            ("duplicate_window", json!(120_000_000_000_u64)),
+            ("duplicate_window", json!(100_000_000_u64)),
             ("allow_direct", json!(true)),
             ("allow_atomic", json!(true)),
             ("allow_msg_ttl", json!(true)),
@@ -127,6 +129,7 @@ fn a_stream_as_the_guide_makes_it_is_changed_where_that_loses_nothing() {
         assert_eq!((&config["discard"], &config["max_age"]), (&json!("new"), &json!(0)));
         assert_eq!((&config["allow_atomic"], &config["allow_msg_ttl"]), (&json!(true), &json!(true)));
         assert_eq!(config["republish"]["dest"], "cb.live.>");
+        assert_eq!(config["duplicate_window"], 100_000_000_u64);
         assert!(bus.last("cb.workflows.x.definition").await.is_some(), "what was there is there");
         let stored = storage.insert_token(new_token(&review_workflow("w"), json!({}))).await.unwrap();
         assert!(stored.token.nats_sequence.is_some());
@@ -426,7 +429,7 @@ fn a_message_of_a_later_format_is_refused_by_name() {
         send("1").await;
         let read = storage.load_token(stored.token.id, None).await.unwrap().unwrap();
         assert_eq!(read.token.data, stored.token.data, "what it does not know does not hurt");
-        send("2").await;
+        send("3").await;
         let limit = PageLimit { rows: 9, bytes: 1 << 20 };
         for error in [
             storage.load_token(stored.token.id, None).await.unwrap_err(),
@@ -434,7 +437,7 @@ fn a_message_of_a_later_format_is_refused_by_name() {
                 .await
                 .unwrap_err(),
         ] {
-            assert!(error.to_string().contains("it has format 2"), "{error}");
+            assert!(error.to_string().contains("it has format 3"), "{error}");
             assert!(error.to_string().contains(&subject), "{error}");
         }
         storage.close().await;

@@ -15,6 +15,7 @@ use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId
 use crate::storage::nats::read::lists;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::read::stored::set_place_on_bus;
+use crate::storage::nats::read::token;
 use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::supervisor::{NATSOpenError, Opened, Supervisor};
@@ -24,6 +25,7 @@ use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::{self, ALL_EVENTS, ALL_TOKENS};
 use crate::storage::nats::write::commit::{Commit, forget_place_on_bus};
 use crate::storage::nats::write::committer::Committer;
+use crate::storage::nats::write::mend::Mender;
 use crate::storage::nats::write::queue::Queue;
 use crate::storage::{
     Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
@@ -32,6 +34,9 @@ use crate::storage::{
 
 /// How long a list waits for the end of the walk that follows a start of nats-server.
 const CLEAN_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a read waits for the look at the end of the stream that follows a start of nats-server.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Workflows of one hash that are looked in one by one; if there are more, all are looked in at once.
 const CANDIDATES_MAX: usize = 4;
@@ -48,6 +53,8 @@ pub struct NATSStorage {
     monitor: Monitor,
     config: NATSStorageConfig,
     opened: watch::Receiver<Opened>,
+    /// What had disturbed the connection when the end of the stream was looked at last.
+    looked: watch::Receiver<u64>,
     /// The nats-server process whose stream was cleaned last.
     clean: watch::Receiver<String>,
     /// The one that is not yet, and until when lists wait for it.
@@ -101,13 +108,15 @@ impl NATSStorage {
         let (index, meter) = (Arc::new(WorkflowIndex::default()), Arc::new(Meter::default()));
         let (queue, waiting) =
             Queue::new(Arc::clone(&link), Arc::clone(&meter), config.reconnect_buffer_size);
-        let committer = Committer::new(
-            Arc::clone(&link),
-            Arc::clone(&reader),
-            Arc::clone(&retention),
-            Arc::clone(&meter),
-            waiting,
-        );
+        let mender = Mender {
+            link: Arc::clone(&link),
+            reader: Arc::clone(&reader),
+            age: config.default_max_age,
+        };
+        // No number of disturbances: nothing has been looked at yet.
+        let (set_looked, looked) = watch::channel(u64::MAX);
+        let committer =
+            Committer::new(mender, Arc::clone(&retention), Arc::clone(&meter), waiting, set_looked);
         let (set_opened, opened) =
             watch::channel(Opened::NotYet("it has not connected yet".into()));
         let (set_clean, clean) = watch::channel(String::new());
@@ -132,7 +141,19 @@ impl NATSStorage {
         let monitor =
             Monitor { link: Arc::clone(&link), reader: Arc::clone(&reader), retention, meter };
         let waiting = Mutex::new((String::new(), Instant::now()));
-        Ok(Self { waiting, link, monitor, reader, index, config, opened, clean, queue, tasks })
+        Ok(Self {
+            waiting,
+            link,
+            monitor,
+            reader,
+            index,
+            config,
+            opened,
+            looked,
+            clean,
+            queue,
+            tasks,
+        })
     }
 
     /// Waits until the store can be used, however long that takes, or it is clear that it cannot.
@@ -153,6 +174,19 @@ impl NATSStorage {
             Opened::Yes => String::new(),
             Opened::NotYet(reason) | Opened::Refused(reason) => reason.clone(),
         }
+    }
+
+    /// Whether calls make sense now; waits a moment until the end of the stream has been looked at.
+    async fn ready(&self) -> Result<(), StorageError> {
+        self.usable()?;
+        let mut looked = self.looked.clone();
+        let disturbances = self.link.disturbances();
+        let is_current = |looked: &u64| *looked != u64::MAX && *looked >= disturbances;
+        if !is_current(&looked.borrow()) && self.link.is_connected() {
+            // A read by id is right before it, too; what is missing is events, and places show more.
+            drop(timeout(LOOK_WAIT_MAX, looked.wait_for(is_current)).await);
+        }
+        Ok(())
     }
 
     /// Whether calls make sense now.
@@ -214,7 +248,7 @@ impl WorkflowStorage for NATSStorage {
         &self,
         id: &WorkflowId,
     ) -> Result<Option<WorkflowDefinition>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         let definition = self.reader.definition(id).await?.map(|(definition, _)| definition);
         if definition.is_some() {
             self.index.learn(id);
@@ -227,7 +261,7 @@ impl WorkflowStorage for NATSStorage {
         after: Option<&WorkflowId>,
         limit: PageLimit,
     ) -> Result<Page<WorkflowDefinition>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         lists::workflows(&self.link, &self.reader, &self.index, after, limit).await
     }
 
@@ -256,33 +290,35 @@ impl WorkflowStorage for NATSStorage {
         id: Uuid,
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         let candidates = match workflow {
             Some(workflow) => vec![workflow.clone()],
             None => self.index.with_hash(names::id_hash(id)),
         };
         let candidates = if candidates.len() > CANDIDATES_MAX { vec![] } else { candidates };
         for candidate in &candidates {
-            let found = self.reader.last(&names::token_anywhere(candidate, id)).await?;
-            if let Some(found) = found.filter(|found| !found.is_departure()) {
-                return Ok(Some(found.token()?));
+            if let Some(found) = token::find(&self.reader, candidate, id).await? {
+                return Ok(Some(found.state.token()?));
             }
         }
         if workflow.is_some() {
             return Ok(None);
         }
         let found = self.reader.last(&names::token_in_any_workflow(id)).await?;
-        let Some(found) = found.filter(|found| !found.is_departure()) else { return Ok(None) };
-        let token = found.token()?;
-        self.index.learn(&token.token.workflow_id);
-        Ok(Some(token))
+        let Some((workflow, ..)) = found.and_then(|found| names::parse_token(&found.subject))
+        else {
+            return Ok(None);
+        };
+        let Some(found) = token::find(&self.reader, &workflow, id).await? else { return Ok(None) };
+        self.index.learn(&workflow);
+        Ok(Some(found.state.token()?))
     }
 
     async fn message_time(
         &self,
         revision: Sequence,
     ) -> Result<Option<DateTime<Utc>>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         Ok(self.reader.at(revision.0).await?.map(|message| message.time))
     }
 
@@ -292,7 +328,7 @@ impl WorkflowStorage for NATSStorage {
         after: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         self.cleaned().await;
         let filter = match scope {
             TokenScope::All => ALL_TOKENS.to_owned(),
@@ -308,7 +344,7 @@ impl WorkflowStorage for NATSStorage {
         before: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         lists::moves(&self.reader, token, before, limit, self.config.consumer_timeout).await
     }
 
@@ -318,7 +354,7 @@ impl WorkflowStorage for NATSStorage {
         after: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
-        self.usable()?;
+        self.ready().await?;
         let filter = workflow.map_or_else(|| ALL_EVENTS.to_owned(), names::events_of);
         lists::events(&self.reader, &filter, after, limit, self.config.consumer_timeout).await
     }

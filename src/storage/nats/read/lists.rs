@@ -11,10 +11,10 @@ use super::chain;
 use super::reader::{Reader, unavailable};
 use super::scan;
 use super::stored::Stored;
+use super::token;
 use super::workflow_index::WorkflowIndex;
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
 use crate::storage::nats::wire::link::Link;
-use crate::storage::nats::wire::names;
 use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
 /// Definitions that are read at once.
@@ -138,10 +138,9 @@ async fn newest_before(
     {
         return chain::event_before(reader, &stored).await;
     }
-    let subject = names::token_anywhere(&token.workflow_id, token.id);
-    match reader.last(&subject).await? {
-        Some(state) if !state.is_departure() => chain::event_of(reader, state.sequence).await,
-        _ => Ok(None),
+    match token::find(reader, &token.workflow_id, token.id).await? {
+        Some(found) => chain::event_of(reader, &found.state).await,
+        None => Ok(None),
     }
 }
 

@@ -2,8 +2,10 @@
 
 pub mod chain;
 pub mod hints;
+pub mod known;
 pub mod lists;
 pub mod reader;
 pub mod scan;
 pub mod stored;
+pub mod token;
 pub mod workflow_index;

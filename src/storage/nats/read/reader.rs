@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::hints::Hints;
+use super::known::KnownTokens;
 use super::stored::Stored;
 use crate::domain::{WorkflowDefinition, WorkflowId};
 use crate::storage::StorageError;
@@ -24,6 +25,9 @@ pub const RUN_MESSAGES_MAX: usize = 2_048;
 /// Bytes asked for at once: a run is in memory as a whole.
 pub const RUN_BYTES_MAX: usize = 8 << 20;
 
+/// Time for one run within a read of something else.
+pub const RUN_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// Pause before it is asked again where nobody answered.
 const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,6 +40,7 @@ const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 pub struct Reader {
     pub link: Arc<Link>,
     pub hints: Hints,
+    pub known: KnownTokens,
     attempts: usize,
     copies: Mutex<Copies>,
     /// The highest sequence that is known of.
@@ -67,7 +72,7 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (copies, last) = (Mutex::default(), AtomicU64::new(0));
-        Self { link, hints: Hints::new(), attempts, copies, last }
+        Self { link, hints: Hints::new(), known: KnownTokens::new(), attempts, copies, last }
     }
 
     fn copies(&self) -> MutexGuard<'_, Copies> {
@@ -82,6 +87,7 @@ impl Reader {
         if copies.created != state.created {
             copies.created.clone_from(&state.created);
             self.hints.forget();
+            self.known.forget();
             self.last.store(0, Ordering::Release);
         }
         drop(copies);

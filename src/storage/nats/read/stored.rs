@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowEvent};
+use crate::domain::{EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent};
 use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
 
@@ -22,14 +22,73 @@ pub struct EventLink {
 }
 
 /// A message as the stream holds it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stored {
     pub subject: String,
     pub sequence: u64,
     pub time: DateTime<Utc>,
-    /// The format that its header names.
-    pub format: u32,
+    pub marks: Marks,
     pub payload: Bytes,
+}
+
+/// What the headers of a message say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// The format; none means 1.
+    pub format: Option<u32>,
+    /// The ids of the newest events of a token or definition, the newest first.
+    pub events: Vec<Uuid>,
+    /// The sequence of the event before a token's newest one.
+    pub previous: Option<u64>,
+    /// Of a token that this message created: who asked for it, or an empty text.
+    pub created_by: Option<String>,
+    /// Where the token went that has left this place.
+    pub moved_to: Option<PlaceId>,
+    /// Where this event should have stood, which a repair has written.
+    pub repaired: Option<u64>,
+    /// Whether it vanishes with time: of a token, that it is completed.
+    pub ages: bool,
+}
+
+impl Marks {
+    /// Takes one header; what is not of ours says nothing.
+    fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let number = || value.parse().map_err(|_| format!("{value:?} is not a number"));
+        if name.eq_ignore_ascii_case(header::FORMAT) {
+            let format = value.parse().map_err(|_| format!("{value:?} is not a number"))?;
+            self.format = Some(format);
+        } else if name.eq_ignore_ascii_case(header::EVENTS) {
+            let ids = value.split(',').map(|id| id.trim().parse());
+            self.events = ids.collect::<Result<_, _>>().map_err(|e| format!("{value:?}: {e}"))?;
+        } else if name.eq_ignore_ascii_case(header::PREVIOUS) {
+            self.previous = Some(number()?);
+        } else if name.eq_ignore_ascii_case(header::CREATED_BY) {
+            self.created_by = Some(value.to_owned());
+        } else if name.eq_ignore_ascii_case(header::REPAIRED) {
+            self.repaired = Some(number()?);
+        } else if name.eq_ignore_ascii_case(header::MOVED_TO) {
+            self.moved_to = Some(PlaceId::parse(value).map_err(|error| error.to_string())?);
+        } else if name.eq_ignore_ascii_case(header::TTL) {
+            self.ages = true;
+        }
+        Ok(())
+    }
+
+    fn of<'a>(
+        headers: impl Iterator<Item = (&'a str, &'a str)>,
+        subject: &str,
+    ) -> Result<Self, StorageError> {
+        let mut marks = Self::default();
+        for (name, value) in headers {
+            marks.take(name, value).map_err(|reason| {
+                unreadable(
+                    &format!("a message on {subject}"),
+                    format!("its header {name}: {reason}"),
+                )
+            })?;
+        }
+        Ok(marks)
+    }
 }
 
 fn unreadable(what: &str, reason: impl ToString) -> StorageError {
@@ -46,8 +105,10 @@ impl Stored {
         Ok(Self {
             sequence: get(header::SEQUENCE).parse().map_err(|e| unreadable(&subject, e))?,
             time: parse_time(time).map_err(|e| unreadable(&subject, e))?,
-            format: parse_format(
-                headers.get(header::FORMAT).map(|value| value.as_str()),
+            marks: Marks::of(
+                headers
+                    .iter()
+                    .filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str()))),
                 &subject,
             )?,
             payload: message.payload,
@@ -77,14 +138,12 @@ impl Stored {
         let decode = |text: &str| BASE64.decode(text).map_err(|e| unreadable(&subject, e));
         let headers = decode(&message.hdrs)?;
         let headers = String::from_utf8_lossy(&headers);
-        let format = headers.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case(header::FORMAT).then(|| value.trim())
-        });
+        let lines = headers.lines().filter_map(|line| line.split_once(':'));
+        let marks = Marks::of(lines.map(|(name, value)| (name, value.trim())), &subject)?;
         Ok(Self {
             sequence: message.seq,
             time: parse_time(&message.time).map_err(|e| unreadable(&subject, e))?,
-            format: parse_format(format, &subject)?,
+            marks,
             payload: decode(&message.data)?.into(),
             subject,
         })
@@ -97,10 +156,10 @@ impl Stored {
 
     fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, StorageError> {
         let what = || format!("message {} on {}", self.sequence, self.subject);
-        if self.format > FORMAT {
+        let format = self.marks.format.unwrap_or(1);
+        if format > FORMAT {
             let reason = format!(
-                "it has format {}, and this program reads formats up to {FORMAT}; use a newer one",
-                self.format
+                "it has format {format}, and this program reads formats up to {FORMAT}; use a newer one"
             );
             return Err(unreadable(&what(), reason));
         }
@@ -126,9 +185,11 @@ impl Stored {
     /// The event that it holds.
     pub fn event(&self) -> Result<StoredEvent, StorageError> {
         let event: WorkflowEvent = self.json()?;
+        // Where a repair has written it, it stands elsewhere than right after what it tells of.
+        let place = self.marks.repaired.unwrap_or(self.sequence);
         // What completed the token is the event before; all others stand right after what they made.
         let after_state = event.kind != EventKind::TokenCompleted;
-        let nats_sequence = self.sequence.checked_sub(if after_state { 1 } else { 2 });
+        let nats_sequence = place.checked_sub(if after_state { 1 } else { 2 });
         Ok(StoredEvent { sequence: Sequence(self.sequence), nats_sequence, event })
     }
 
@@ -159,16 +220,6 @@ fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
     time.map(|time| time.to_utc()).map_err(|error| format!("its time {text:?}: {error}"))
 }
 
-fn parse_format(text: Option<&str>, subject: &str) -> Result<u32, StorageError> {
-    match text {
-        None => Ok(1),
-        Some(text) => text.parse().map_err(|_| {
-            let reason = format!("its header {} is {text:?}, not a number", header::FORMAT);
-            unreadable(&format!("a message on {subject}"), reason)
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,12 +232,31 @@ mod tests {
                 "hdrs": headers, "data": BASE64.encode("{}")});
             serde_json::json!({ "message": message }).to_string()
         };
-        let later = Stored::from_leader(answer("Cb-Format: 2").as_bytes()).unwrap();
+        let later = Stored::from_leader(answer("Cb-Format: 3").as_bytes()).unwrap();
         let error = later.definition().unwrap_err().to_string();
-        assert!(error.contains("message 4 on s") && error.contains("format 2"), "{error}");
+        assert!(error.contains("message 4 on s") && error.contains("format 3"), "{error}");
         let other = Stored::from_leader(answer("Cb-Format: x").as_bytes()).unwrap_err();
         assert!(other.to_string().contains("not a number"), "{other}");
         let none = Stored::from_leader(answer("A: b").as_bytes()).unwrap();
-        assert_eq!((none.format, none.sequence), (1, 4));
+        assert_eq!((none.marks, none.sequence), (Marks::default(), 4));
+    }
+
+    #[test]
+    fn what_a_message_says_of_itself_is_read() {
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let headers = format!(
+            "Cb-Format: 2\r\nCb-Events: {a},{b}\r\nCb-Previous: 7\r\nNats-TTL: 1s\r\nCb-Moved-To: review\r\nOther: x"
+        );
+        let lines = headers.lines().filter_map(|line| line.split_once(": "));
+        let marks = Marks::of(lines, "s").unwrap();
+        assert_eq!((marks.format, marks.events, marks.previous), (Some(2), vec![a, b], Some(7)));
+        assert_eq!(marks.moved_to.unwrap().as_str(), "review");
+        assert!(marks.ages && marks.repaired.is_none());
+        for (name, value) in
+            [("Cb-Events", "x"), ("Cb-Previous", "-1"), ("Cb-Repaired", ""), ("Cb-Moved-To", "*")]
+        {
+            let error = Marks::of([(name, value)].into_iter(), "s").unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 }

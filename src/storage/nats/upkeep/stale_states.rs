@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::domain::WorkflowId;
 use crate::storage::StorageError;
 use crate::storage::nats::read::reader::{Reader, unavailable};
+use crate::storage::nats::read::token;
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, ask};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::names::{self, ALL_TOKENS, STREAM, header};
@@ -85,18 +86,19 @@ async fn doubled_at_leader(link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, S
     Ok(seen.again)
 }
 
-/// A token that has just moved has several messages for a second; then there is nothing to remove.
+/// Removes what is older than the token's message. A token that has just moved has a departure beside
+/// it for a second, which is newer; then there is nothing to remove.
 async fn remove_older(
     link: &Link,
     reader: &Reader,
     workflow: &WorkflowId,
-    token: Uuid,
+    id: Uuid,
 ) -> Result<u64, StorageError> {
-    let anywhere = names::token_anywhere(workflow, token);
-    let Some(newest) = reader.last(&anywhere).await? else { return Ok(0) };
+    let Some(found) = token::find(reader, workflow, id).await? else { return Ok(0) };
+    let state = found.state;
     let mut subjects = Vec::new();
-    subjects::visit(link, &anywhere, |subject, count| {
-        if subject != newest.subject || count > 1 {
+    subjects::visit(link, &names::token_anywhere(workflow, id), |subject, count| {
+        if subject != state.subject || count > 1 {
             subjects.push(subject.to_owned());
         }
     })
@@ -104,7 +106,7 @@ async fn remove_older(
     let mut removed = 0;
     for subject in subjects {
         // Whatever comes there meanwhile is newer.
-        let older = json!({ "filter": subject, "seq": newest.sequence });
+        let older = json!({ "filter": subject, "seq": state.sequence });
         removed += jetstream::purge(link, &older).await?;
     }
     Ok(removed)

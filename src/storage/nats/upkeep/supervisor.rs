@@ -143,6 +143,9 @@ impl Supervisor {
         if cleaned.as_ref() == Some(&origin) {
             return true;
         }
+        if cleaned.as_ref().is_some_and(|cleaned| cleaned.leader_since != origin.leader_since) {
+            self.link.disturb();
+        }
         let removing = stale_states::remove(&self.link, &self.reader, &state);
         match timeout(CLEANING_MAX, removing).await {
             Ok(Ok(removed)) => {

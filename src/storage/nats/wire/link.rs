@@ -65,6 +65,8 @@ struct Waiters {
     next: AtomicU64,
     /// Requests that nobody answered.
     unanswered: AtomicU64,
+    /// What else may hide a restart of nats-server.
+    disturbed: AtomicU64,
     /// What the server said last that was not an answer, such as a refused permission.
     complaint: Mutex<Option<String>>,
 }
@@ -187,6 +189,17 @@ impl Link {
     /// How many requests nobody has answered: whoever should have may have been restarted.
     pub fn unanswered(&self) -> u64 {
         self.waiters.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// A number that grows with all that may hide a restart of nats-server: the connection broke or
+    /// stands again, a request had no answer, the stream has another leader. A batch may have been cut.
+    pub fn disturbances(&self) -> u64 {
+        self.unanswered() + *self.changes.borrow() + self.waiters.disturbed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the stream has another leader.
+    pub fn disturb(&self) {
+        self.waiters.disturbed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A number that changes whenever the connection breaks or stands again.

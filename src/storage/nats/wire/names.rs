@@ -8,11 +8,13 @@ use crate::domain::{EventKind, PlaceId, WorkflowId, parse_token_id};
 pub const STREAM: &str = "CIRCUIT_BREAKER_GLOBAL";
 
 /// What the stream takes in.
-pub const STREAM_SUBJECTS: [&str; 4] = [
+pub const STREAM_SUBJECTS: [&str; 6] = [
     ALL_DEFINITIONS,
     ALL_TOKENS,
     "cb.workflows.*.events.transitions",
     "cb.workflows.*.events.lifecycle",
+    "cb.tokens.*",
+    "cb.store.>",
 ];
 
 /// Where committed messages are published again, for who listens without a consumer.
@@ -44,12 +46,32 @@ pub mod header {
     pub const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
     pub const NUM_PENDING: &str = "Nats-Num-Pending";
     pub const MESSAGE_SIZE: &str = "Nats-Msg-Size";
-    /// Ours: the format of the payload; none means 1.
+    /// Ours: the format of the message; none means 1.
     pub const FORMAT: &str = "Cb-Format";
+    /// Ours, of a token or a definition: the ids of its newest events, the newest first, by which a
+    /// commit is found again and its event is written once.
+    pub const EVENTS: &str = "Cb-Events";
+    /// Ours, of a token: the sequence of the event before its newest one.
+    pub const PREVIOUS: &str = "Cb-Previous";
+    /// Ours, of a token that was created with this message: who asked for it, or nothing.
+    pub const CREATED_BY: &str = "Cb-Created-By";
+    /// Ours, of a departure: the place that the token went to.
+    pub const MOVED_TO: &str = "Cb-Moved-To";
+    /// Ours, of an event that a repair has written: where it should have stood.
+    pub const REPAIRED: &str = "Cb-Repaired";
 }
 
-/// The newest format of a payload that this program reads, and the one that it writes.
-pub const FORMAT: u32 = 1;
+/// The newest format of a message that this program reads, and the one that it writes. Format 1 is
+/// that of the first version: its departures stand before their tokens and name no place.
+pub const FORMAT: u32 = 2;
+
+/// All records of repairs.
+pub const ALL_REPAIRS: &str = "cb.store.repairs.*";
+
+/// The subject of the record that an event was written by a repair: of several repairs one writes.
+pub fn repair(event: Uuid) -> String {
+    format!("cb.store.repairs.{event}")
+}
 
 /// The subject of a workflow's definition.
 pub fn definition(workflow: &WorkflowId) -> String {
@@ -121,6 +143,11 @@ pub fn parse_token(subject: &str) -> Option<(WorkflowId, PlaceId, Uuid)> {
     next("tokens")?;
     let token = parse_token_id(next("")?).ok()?;
     parts.next().is_none().then_some((workflow, place, token))
+}
+
+/// The workflow that a subject is of.
+pub fn workflow_of(subject: &str) -> Option<WorkflowId> {
+    WorkflowId::parse(subject.strip_prefix("cb.workflows.")?.split('.').next()?).ok()
 }
 
 /// The workflow of a definition's subject.

@@ -1,4 +1,4 @@
-//! What a change of the store becomes on the bus: the messages of one commit.
+//! What a change of the store becomes on the bus: the messages of one commit, in their order.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::outgoing::{self, Outgoing};
-use crate::domain::{Change, EventKind, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use super::pieces::{Piece, Shape};
+use crate::domain::{Cause, Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::storage::nats::read::known::events_after;
+use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::wire::names::{self, header};
 use crate::storage::{Sequence, StorageError};
 
@@ -43,13 +46,14 @@ pub enum Kind {
 pub struct Commit {
     pub target: Target,
     pub kind: Kind,
-    pub messages: Vec<Outgoing>,
-    /// Which of the messages holds the token or the definition.
-    pub state_index: usize,
+    /// In the order in which they must be stored: the token or definition first.
+    pub messages: Vec<(Piece, Outgoing)>,
     /// The id of its event, by which it is found again.
     pub event_id: Uuid,
     /// The token's version after it.
     pub version: u32,
+    /// The ids of the token's newest events before it, once that is known.
+    earlier: Vec<Uuid>,
 }
 
 impl Commit {
@@ -60,17 +64,18 @@ impl Commit {
         age: Duration,
     ) -> Result<Self, StorageError> {
         let subject = names::definition(&definition.id);
-        let state = Outgoing::new(subject, outgoing::definition_payload(definition)?)
-            .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         let event_id = Uuid::new_v4();
+        let state = Outgoing::new(subject, outgoing::definition_payload(definition)?)
+            .with(header::EVENTS, event_id)
+            .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         let event = event_message(event, event_id, None, age)?;
         Ok(Self {
             target: Target::Workflow(definition.id.clone()),
             kind: Kind::CreateWorkflow,
-            messages: vec![state, event],
-            state_index: 0,
+            messages: vec![(Piece::State, state), (Piece::Event, event)],
             event_id,
             version: 0,
+            earlier: Vec::new(),
         })
     }
 
@@ -85,64 +90,159 @@ impl Commit {
         } else {
             names::token_in_any_workflow(token.id)
         };
-        let state = token_message(change, age)?
-            .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0)
-            .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
-        let event_id = Uuid::new_v4();
-        let mut messages = vec![state];
-        push_events(&mut messages, change, event_id, None, age)?;
-        Ok(Self {
-            target: Target::Token(token.id),
-            kind: Kind::CreateToken { workflow },
-            messages,
-            state_index: 0,
-            event_id,
-            version: token.version,
-        })
+        let mut commit =
+            Self::of_token(change, Uuid::new_v4(), Kind::CreateToken { workflow }, None, age)?;
+        let event_id = commit.event_id;
+        let state = commit.state();
+        state.set(header::EVENTS, event_id);
+        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
+        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
+        Ok(commit)
     }
 
-    /// A move: the token must still be where it was, with the sequence that was read.
+    /// A move, decided on the token's message `expected`. Before it is sent, it must be told what it
+    /// can rely on: [`Commit::rely_on`].
     pub fn move_token(
         expected: Sequence,
         change: &Change,
         age: Duration,
     ) -> Result<Self, StorageError> {
         let token = &change.token;
-        let workflow = token.workflow_id.clone();
-        let from = change.events.iter().find_map(|event| event.from_place.as_ref());
-        let from = from.ok_or_else(|| StorageError::Unfit {
-            what: format!("the move of token {}", token.id),
-            reason: "it does not say where it starts".to_owned(),
-        })?;
-        let checked = |message: Outgoing| {
-            message
-                .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, expected)
-                .with(header::ROLLUP, "sub")
-        };
-        let mut messages = Vec::with_capacity(4);
-        if *from == token.place {
-            messages.push(checked(token_message(change, age)?));
-        } else {
-            let departure = Outgoing::new(names::token(&workflow, from, token.id), Vec::new());
-            messages.push(checked(departure).with(header::TTL, DEPARTURE_TTL));
-            messages.push(token_message(change, age)?);
+        if change.from_place().is_none() {
+            return Err(StorageError::Unfit {
+                what: format!("the move of token {}", token.id),
+                reason: "it does not say where it starts".to_owned(),
+            });
         }
-        let state_index = messages.len() - 1;
-        let event_id = Uuid::new_v4();
+        let workflow = token.workflow_id.clone();
         // The event of the change before stands right after its token.
-        push_events(&mut messages, change, event_id, Some(expected.0 + 1), age)?;
-        Ok(Self {
-            target: Target::Token(token.id),
-            kind: Kind::Move { workflow, expected },
-            messages,
-            state_index,
-            event_id,
-            version: token.version,
-        })
+        let previous = Some(expected.0 + 1);
+        Self::of_token(change, Uuid::new_v4(), Kind::Move { workflow, expected }, previous, age)
+    }
+
+    /// The commit that made a token what it is, as far as the token's message tells, with the data of
+    /// its own event, where the message of that is at hand.
+    pub fn of_stored(
+        state: &Stored,
+        event: Option<Outgoing>,
+        age: Duration,
+    ) -> Result<Self, StorageError> {
+        let mut token = Token::clone(&state.token()?.token);
+        forget_place_on_bus(&mut token);
+        let cause = match &state.marks.created_by {
+            Some(by) => Cause::Created { by: Some(by.clone()).filter(|by| !by.is_empty()) },
+            None if token.version == 1 => Cause::Created { by: None },
+            None => Cause::Moved,
+        };
+        let workflow = token.workflow_id.clone();
+        let kind = match cause {
+            Cause::Created { .. } => Kind::CreateToken { workflow },
+            Cause::Moved => Kind::Move { workflow, expected: Sequence(state.sequence) },
+        };
+        let event_id = state.event_id().unwrap_or_else(|| {
+            // The first version put it into the event alone.
+            let name = format!("{} {} {:?}", token.id, token.version, cause);
+            Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
+        });
+        let change = Change::newest_of(token, cause, state.marks.ages);
+        let mut commit = Self::of_token(&change, event_id, kind, state.marks.previous, age)?;
+        let first = commit.state();
+        // Byte for byte what is stored, with what a later version may have added.
+        first.payload = state.payload.clone();
+        let events =
+            if state.marks.events.is_empty() { vec![event_id] } else { state.marks.events.clone() };
+        first.set(header::EVENTS, list(&events));
+        if let Some(event) = event {
+            commit.messages.retain_mut(|(piece, message)| {
+                if *piece == Piece::Event {
+                    *message = event.clone();
+                }
+                true
+            });
+        }
+        Ok(commit)
+    }
+
+    fn of_token(
+        change: &Change,
+        event_id: Uuid,
+        kind: Kind,
+        previous: Option<u64>,
+        age: Duration,
+    ) -> Result<Self, StorageError> {
+        let token = &change.token;
+        let left = change.from_place().filter(|from| **from != token.place);
+        let shape = Shape { leaves: left.is_some(), completes: change.completes() };
+        let mut events = change.events.iter();
+        let mut messages = Vec::with_capacity(4);
+        for piece in shape.pieces() {
+            let message = match piece {
+                Piece::State => token_message(change, previous, age)?,
+                Piece::Event => match events.next() {
+                    Some(event) => event_message(event, event_id, previous, age)?,
+                    None => continue,
+                },
+                // It follows its move, so it needs no link of its own.
+                Piece::Completion => match events.next() {
+                    Some(event) => event_message(event, completion_id(event_id), None, age)?,
+                    None => continue,
+                },
+                Piece::Departure => match left {
+                    Some(left) => {
+                        let left = names::token(&token.workflow_id, left, token.id);
+                        departure(left, token.place.as_str())
+                    }
+                    None => continue,
+                },
+                Piece::RepairRecord => continue,
+            };
+            messages.push((piece, message));
+        }
+        let (target, version) = (Target::Token(token.id), token.version);
+        Ok(Self { target, kind, messages, event_id, version, earlier: Vec::new() })
+    }
+
+    /// The message that holds the token or the definition.
+    pub fn state(&mut self) -> &mut Outgoing {
+        &mut self.messages[0].1
+    }
+
+    /// Tells a move the sequence of the token's newest message, and the ids of its newest events.
+    pub fn rely_on(&mut self, newest: u64, events: &[Uuid]) {
+        let (Kind::Move { workflow, .. }, Target::Token(token)) = (&self.kind, &self.target) else {
+            return;
+        };
+        let anywhere = names::token_anywhere(workflow, *token);
+        events.clone_into(&mut self.earlier);
+        let events = list(&self.events());
+        let state = self.state();
+        state.set(header::EVENTS, events);
+        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, newest);
+        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
+    }
+
+    /// Of a move: the workflow, the token, and its message that the move was decided on.
+    pub fn moves(&self) -> Option<(&WorkflowId, Uuid, u64)> {
+        match (&self.kind, &self.target) {
+            (Kind::Move { workflow, expected }, Target::Token(token)) => {
+                Some((workflow, *token, expected.0))
+            }
+            _ => None,
+        }
+    }
+
+    /// The ids of the token's newest events once it is committed, the newest first.
+    pub fn events(&self) -> Vec<Uuid> {
+        events_after(self.event_id, &self.earlier)
+    }
+
+    /// Whether its last message is a departure.
+    pub fn leaves(&self) -> bool {
+        self.messages.last().is_some_and(|(piece, _)| *piece == Piece::Departure)
     }
 
     pub fn bytes(&self) -> usize {
-        self.messages.iter().map(Outgoing::bytes).sum()
+        self.messages.iter().map(|(_, message)| message.bytes()).sum()
     }
 
     /// What it says when another change of the same thing came first.
@@ -172,28 +272,47 @@ pub fn forget_place_on_bus(token: &mut Token) {
     }
 }
 
-fn token_message(change: &Change, age: Duration) -> Result<Outgoing, StorageError> {
-    let token = &change.token;
-    let subject = names::token(&token.workflow_id, &token.place, token.id);
-    let message = Outgoing::new(subject, outgoing::token_payload(token)?);
-    // What is completed is history.
-    let completed = change.events.iter().any(|event| event.kind == EventKind::TokenCompleted);
-    Ok(if completed { message.with(header::TTL, ttl(age)) } else { message })
+/// The id of the completion that follows this event.
+pub fn completion_id(event: Uuid) -> Uuid {
+    Uuid::new_v5(&event, b"token_completed")
 }
 
-fn push_events(
-    messages: &mut Vec<Outgoing>,
+fn list(ids: &[Uuid]) -> String {
+    ids.iter().map(Uuid::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Takes a token out of a place; it tells readers where the token went.
+fn departure(subject: String, place: &str) -> Outgoing {
+    Outgoing::new(subject, Vec::new())
+        .with(header::ROLLUP, "sub")
+        .with(header::TTL, DEPARTURE_TTL)
+        .with(header::MOVED_TO, place)
+}
+
+fn token_message(
     change: &Change,
-    id: Uuid,
     previous: Option<u64>,
     age: Duration,
-) -> Result<(), StorageError> {
-    for (n, event) in change.events.iter().enumerate() {
-        // The completion follows its move, so it needs no link of its own.
-        let (id, previous) = if n == 0 { (id, previous) } else { (Uuid::new_v4(), None) };
-        messages.push(event_message(event, id, previous, age)?);
+) -> Result<Outgoing, StorageError> {
+    let token = &change.token;
+    let subject = names::token(&token.workflow_id, &token.place, token.id);
+    let mut message = Outgoing::new(subject, outgoing::token_payload(token)?);
+    if change.from_place() == Some(&token.place) {
+        message.set(header::ROLLUP, "sub");
     }
-    Ok(())
+    if let Some(previous) = previous {
+        message.set(header::PREVIOUS, previous);
+    }
+    if let Cause::Created { by } = change.cause() {
+        // What no header can hold is left out; the event has it.
+        let by = by.filter(|by| !by.chars().any(char::is_control)).unwrap_or_default();
+        message.set(header::CREATED_BY, by);
+    }
+    // What is completed is history.
+    if change.completes() {
+        message.set(header::TTL, outgoing::ttl(age));
+    }
+    Ok(message)
 }
 
 fn event_message(
@@ -204,9 +323,5 @@ fn event_message(
 ) -> Result<Outgoing, StorageError> {
     let subject = names::event(&event.workflow_id, event.kind);
     let payload = outgoing::event_payload(event, id, previous)?;
-    Ok(Outgoing::new(subject, payload).with(header::TTL, ttl(age)))
-}
-
-fn ttl(age: Duration) -> String {
-    format!("{}s", age.as_secs().max(1))
+    Ok(Outgoing::new(subject, payload).with(header::TTL, outgoing::ttl(age)))
 }

@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
@@ -12,12 +13,17 @@ use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
 use super::find::{self, Found};
 use super::gather::Gathered;
+use super::mend::Mender;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
+use super::pieces::{Verdict, judge};
+use crate::storage::nats::read::known::{Known, Leaving, Standing};
 use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::read::token;
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
 use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
+use crate::storage::nats::wire::names;
 use crate::storage::{Sequence, StorageError};
 
 /// Changes of things that the batch under way changes, too, kept for the next one.
@@ -43,6 +49,14 @@ const FULL_WAIT: Duration = Duration::from_millis(2_500);
 /// Pause before it looks for room again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pause before the end of the stream is looked at again where that did not work, and how often it is
+/// asked whether it must be, in case a signal was lost.
+const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Tokens that are asked for at once.
+const ASKED_AT_ONCE: usize = 32;
+
 /// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
 const REFUSALS_WHOLE: u32 = 2;
 
@@ -52,7 +66,15 @@ pub struct Committer {
     reader: Arc<Reader>,
     retention: Arc<Retention>,
     meter: Arc<Meter>,
+    mender: Mender,
     queue: mpsc::Receiver<Pending>,
+    /// The sequence up to which the stream is known to be whole.
+    whole: u64,
+    /// What had disturbed the connection when the end of the stream was looked at last; readers wait
+    /// for it.
+    looked: watch::Sender<u64>,
+    /// When it is looked at again, if a look has failed.
+    look_at: Option<Instant>,
     /// Changes that wait for the end of a change of the same thing.
     held: VecDeque<Pending>,
     /// What the batch before changed: where it stands now.
@@ -69,18 +91,22 @@ type Groups = VecDeque<Vec<Pending>>;
 
 impl Committer {
     pub fn new(
-        link: Arc<Link>,
-        reader: Arc<Reader>,
+        mender: Mender,
         retention: Arc<Retention>,
         meter: Arc<Meter>,
         queue: mpsc::Receiver<Pending>,
+        looked: watch::Sender<u64>,
     ) -> Self {
         Self {
-            link,
-            reader,
+            link: Arc::clone(&mender.link),
+            reader: Arc::clone(&mender.reader),
             retention,
             meter,
+            mender,
             queue,
+            whole: 0,
+            looked,
+            look_at: None,
             held: VecDeque::new(),
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
@@ -102,6 +128,7 @@ impl Committer {
                     self.hope = (count + waiting, patience);
                 }
                 Work::Retry(group) => self.settle(group).await,
+                Work::Look => drop(self.look_at_the_end().await),
             }
         }
     }
@@ -120,20 +147,54 @@ impl Committer {
             if is_new {
                 return Some(Work::New(self.gather(None).await));
             }
-            let first = match due {
-                None => self.queue.recv().await,
-                Some(at) => match timeout_at(at, self.queue.recv()).await {
-                    Ok(Some(first)) => Some(first),
+            if self.wants_to_look() {
+                return Some(Work::Look);
+            }
+            let mut changes = self.link.changes();
+            let until = due.into_iter().chain(self.look_at).min();
+            let until = until.unwrap_or_else(|| Instant::now() + LOOK_PERIOD);
+            tokio::select! {
+                first = self.queue.recv() => match (first, due) {
+                    (Some(first), _) => return Some(Work::New(self.gather(Some(first)).await)),
                     // Nobody sends any more; what is tried again comes to its end.
-                    Ok(None) => {
-                        sleep_until(at).await;
-                        continue;
-                    }
-                    Err(_) => continue,
+                    (None, Some(due)) => sleep_until(due).await,
+                    (None, None) => return None,
                 },
-            };
-            let first = first?;
-            return Some(Work::New(self.gather(Some(first)).await));
+                // Whether the connection changed or time passed, it begins anew.
+                _ = changes.changed() => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// Whether nats-server may have been restarted since the last look, and can be asked.
+    fn wants_to_look(&self) -> bool {
+        *self.looked.borrow() != self.link.disturbances()
+            && self.link.is_connected()
+            && self.look_at.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Mends what a restart of nats-server may have cut off at the end of the stream. Nothing is
+    /// written before that.
+    async fn look_at_the_end(&mut self) -> Result<(), StorageError> {
+        let disturbances = self.link.disturbances();
+        if *self.looked.borrow() == disturbances {
+            return Ok(());
+        }
+        match self.mender.end_of_stream(self.whole).await {
+            Ok(last) => {
+                self.whole = last;
+                self.look_at = None;
+                self.looked.send_replace(disturbances);
+                Ok(())
+            }
+            Err(error) => {
+                self.look_at = Some(Instant::now() + LOOK_AGAIN_PAUSE);
+                if matches!(error, StorageError::Full { .. }) {
+                    self.retention.make_room().await;
+                }
+                Err(error)
+            }
         }
     }
 
@@ -204,12 +265,18 @@ impl Committer {
     async fn settle(&mut self, batch: Vec<Pending>) {
         let mut groups = Groups::from([batch]);
         while let Some(group) = groups.pop_front() {
+            if let Err(error) = self.look_at_the_end().await {
+                self.put_back(tried(group, &error.to_string(), false), RETRY_PAUSE);
+                continue;
+            }
             let group = self.worth_trying(group).await;
+            let group = self.rely(group).await;
             if group.is_empty() {
                 continue;
             }
+            let sent = Instant::now();
             match self.send(&group).await {
-                Ok(last) => self.done(group, last),
+                Ok(last) => self.done(group, last, sent),
                 Err(BatchError::Unknown(reason)) => {
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
                     self.put_back(tried(group, &reason, true), RETRY_PAUSE);
@@ -224,6 +291,61 @@ impl Committer {
         }
     }
 
+    /// Tells each move of a group what it can rely on; asks for what cannot be known. Gives those that
+    /// can be tried.
+    async fn rely(&mut self, group: Vec<Pending>) -> Vec<Pending> {
+        let now = Instant::now();
+        let (mut ready, mut unsure) = (Vec::with_capacity(group.len()), Vec::new());
+        for mut pending in group {
+            let Some((workflow, id, state)) = pending.commit.moves() else {
+                ready.push(pending);
+                continue;
+            };
+            let workflow = workflow.clone();
+            match self.reader.known.expected(id, state, now) {
+                Some((events, newest)) => {
+                    pending.commit.rely_on(newest, &events);
+                    ready.push(pending);
+                }
+                None => unsure.push((pending, workflow, id, state)),
+            }
+        }
+        if unsure.is_empty() {
+            return ready;
+        }
+        let reader = Arc::clone(&self.reader);
+        let mut asked = stream::iter(unsure)
+            .map(|(pending, workflow, id, state)| {
+                let reader = Arc::clone(&reader);
+                async move { (pending, state, token::find(&reader, &workflow, id).await) }
+            })
+            .buffered(ASKED_AT_ONCE);
+        let mut retries = Vec::new();
+        while let Some((mut pending, state, found)) = asked.next().await {
+            let verdict = match &found {
+                Ok(found) => judge(state, pending.told, found.as_ref().map(Standing::seen)),
+                Err(error) => {
+                    error.to_string().clone_into(&mut pending.reason);
+                    Verdict::LookAgain
+                }
+            };
+            match (verdict, found) {
+                (Verdict::Try(newest), Ok(Some(found))) => {
+                    pending.commit.rely_on(newest, &found.state.marks.events);
+                    ready.push(pending);
+                }
+                (Verdict::Lost, _) if !pending.maybe_done => {
+                    let lost = pending.commit.lost();
+                    answer(pending, Err(lost));
+                }
+                _ => retries.push(pending),
+            }
+        }
+        drop(asked);
+        self.put_back(retries, RETRY_PAUSE);
+        ready
+    }
+
     fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
         if !group.is_empty() {
             self.retries.push_back((Instant::now() + pause, group));
@@ -233,7 +355,8 @@ impl Committer {
     async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
         let connected = self.link.connected(Instant::now() + CONNECT_WAIT).await;
         connected.map_err(|error| BatchError::NotDone(error.to_string()))?;
-        let messages: Vec<_> = group.iter().flat_map(|p| &p.commit.messages).collect();
+        let messages: Vec<_> =
+            group.iter().flat_map(|pending| &pending.commit.messages).map(|(_, m)| m).collect();
         batch::send(&self.link, messages.into_iter()).await
     }
 
@@ -247,7 +370,7 @@ impl Committer {
             return worth;
         }
         let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
-        let mut found = find::find_commits(&self.reader, &commits).await.into_iter();
+        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
         for pending in maybe_done {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
@@ -270,10 +393,23 @@ impl Committer {
     ) {
         let reason = format!("{description} (error code {err_code})");
         let lost = err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY;
+        let told = if err_code == code::WRONG_LAST_SEQUENCE { told(&description) } else { 0 };
         for pending in &mut group {
             pending.refusals += 1;
         }
         let stubborn = group.iter().any(|pending| pending.refusals > REFUSALS_WHOLE);
+        if group.len() > 1
+            && told > 0
+            && let Some(place) = self.whose(&group, told).await
+        {
+            // Its sequence says which one it is, so the others need not suffer for it.
+            let mut culprit = group.remove(place);
+            culprit.told = told;
+            groups.push_front(group);
+            let again = self.lost(culprit).await;
+            self.put_back(again.into_iter().collect(), Duration::ZERO);
+            return;
+        }
         if group.len() > 1 && (lost || stubborn || err_code == code::BATCH_TOO_LARGE) {
             // The server does not say which it is: halves, down to one.
             split(group, groups);
@@ -282,9 +418,11 @@ impl Committer {
         let group = tried(group, &reason, false);
         match err_code {
             code::WRONG_LAST_SEQUENCE => {
-                for pending in group {
-                    let unclear = self.lost(pending).await;
-                    self.put_back(unclear.into_iter().collect(), RETRY_PAUSE);
+                for mut pending in group {
+                    pending.told = told;
+                    let again = self.lost(pending).await;
+                    let pause = if told > 0 { Duration::ZERO } else { RETRY_PAUSE };
+                    self.put_back(again.into_iter().collect(), pause);
                 }
             }
             code::WRITE_UNDER_WAY => self.put_back(group, BUSY_PAUSE),
@@ -317,42 +455,88 @@ impl Committer {
         self.put_back(group, FULL_PAUSE);
     }
 
-    /// A change that another one came before, unless that was an earlier try of itself. Gives it
-    /// back if neither can be seen.
-    async fn lost(&self, pending: Pending) -> Option<Pending> {
-        let outcome = if pending.maybe_done {
-            match find::find_commit(&self.reader, &pending.commit).await {
-                Ok(Found::Stored(sequence)) => Ok(sequence),
-                Ok(Found::Absent) => Err(pending.commit.lost()),
-                Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
-                Err(error) => Err(StorageError::OutcomeUnknown { reason: error.to_string() }),
-            }
-        } else if pending.commit.creates() {
-            // nats-server refuses a creation also where it cannot look, such as while it shuts
-            // down. So it has lost only to something that is there.
-            match find::is_taken(&self.reader, &pending.commit).await {
-                Ok(true) => Err(pending.commit.lost()),
-                Ok(false) | Err(_) => return Some(pending),
-            }
-        } else {
-            Err(pending.commit.lost())
+    /// Which change of a group a message stands in the way of.
+    async fn whose(&self, group: &[Pending], told: u64) -> Option<usize> {
+        let message = self.reader.at(told).await.ok()??;
+        let target = match names::parse_token(&message.subject) {
+            Some((_, _, token)) => Target::Token(token),
+            None => Target::Workflow(names::parse_definition(&message.subject)?),
         };
-        answer(pending, outcome);
-        None
+        group.iter().position(|pending| pending.commit.target == target)
+    }
+
+    /// A change that nats-server has refused, as another one came before: unless that was an earlier
+    /// try of itself, or only the departure of its own token has come or gone. Gives it back if it
+    /// should be tried again.
+    async fn lost(&self, pending: Pending) -> Option<Pending> {
+        if pending.maybe_done {
+            let outcome = match find::find_commit(&self.mender, &pending.commit, pending.told).await
+            {
+                Ok(Found::Stored(sequence)) => Ok(sequence),
+                // What nats-server has refused is not under way any more; so this is for sure.
+                Ok(Found::Absent) if pending.commit.creates() => {
+                    match find::is_taken(&self.reader, &pending.commit.target).await {
+                        Ok(true) => Err(pending.commit.lost()),
+                        Ok(false) | Err(_) => return Some(pending),
+                    }
+                }
+                Ok(Found::Absent) => Err(pending.commit.lost()),
+                Ok(Found::Unclear(_)) | Err(_) => return Some(pending),
+            };
+            answer(pending, outcome);
+            return None;
+        }
+        if let Some((workflow, id, state)) = pending.commit.moves() {
+            return match token::find(&self.reader, workflow, id).await {
+                Ok(found) => match judge(state, pending.told, found.as_ref().map(Standing::seen)) {
+                    Verdict::Try(_) | Verdict::LookAgain => Some(pending),
+                    Verdict::Lost => {
+                        let lost = pending.commit.lost();
+                        answer(pending, Err(lost));
+                        None
+                    }
+                },
+                Err(_) => Some(pending),
+            };
+        }
+        // nats-server refuses a creation also where it cannot look, such as while it shuts down. So
+        // it has lost only to something that is there.
+        match find::is_taken(&self.reader, &pending.commit.target).await {
+            Ok(true) => {
+                let lost = pending.commit.lost();
+                answer(pending, Err(lost));
+                None
+            }
+            Ok(false) | Err(_) => Some(pending),
+        }
     }
 
     /// Notes where each change of an acknowledged batch stands, and says so.
-    fn done(&mut self, group: Vec<Pending>, last: u64) {
+    fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
+        let now = Instant::now();
         self.reader.note(last);
+        self.whole = self.whole.max(last);
         let mut next = last + 1 - count as u64;
         for pending in group {
-            let sequence = next + pending.commit.state_index as u64;
-            next += pending.commit.messages.len() as u64;
-            self.changed.insert(pending.commit.target.clone(), sequence);
-            answer(pending, Ok(Sequence(sequence)));
+            let (commit, state) = (&pending.commit, next);
+            next += commit.messages.len() as u64;
+            if let Target::Token(token) = commit.target {
+                let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };
+                let departure = commit.leaves().then_some(leaving);
+                let known = Known { state, events: commit.events(), departure };
+                self.reader.known.record(token, known);
+            }
+            self.changed.insert(commit.target.clone(), state);
+            answer(pending, Ok(Sequence(state)));
         }
     }
+}
+
+/// The sequence that a refusal names, or 0. nats-server tells it in its words alone.
+fn told(description: &str) -> u64 {
+    let digits = description.rsplit(' ').next().unwrap_or_default();
+    digits.parse().unwrap_or(0)
 }
 
 /// What the task does next.
@@ -361,6 +545,8 @@ enum Work {
     New(Vec<Pending>),
     /// What was tried before.
     Retry(Vec<Pending>),
+    /// A look at the end of the stream.
+    Look,
 }
 
 fn split(mut group: Vec<Pending>, groups: &mut Groups) {

@@ -5,6 +5,8 @@ pub mod commit;
 pub mod committer;
 pub mod find;
 pub mod gather;
+pub mod mend;
 pub mod outgoing;
 pub mod pending;
+pub mod pieces;
 pub mod queue;

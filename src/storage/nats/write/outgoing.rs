@@ -1,5 +1,7 @@
 //! Messages on their way to the stream.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use uuid::Uuid;
@@ -25,15 +27,25 @@ impl Outgoing {
     }
 
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.headers.insert(name, value.to_string().as_str());
+        self.set(name, value);
         self
+    }
+
+    /// Sets a header, in place of what it was.
+    pub fn set(&mut self, name: &'static str, value: impl ToString) {
+        self.headers.insert(name, value.to_string().as_str());
     }
 
     /// Bytes on the wire, about: what the batch adds is within the allowance.
     pub fn bytes(&self) -> usize {
-        const HEADERS: usize = 256;
+        const HEADERS: usize = 384;
         self.subject.len() + self.payload.len() + HEADERS
     }
+}
+
+/// For how long nats-server keeps a message that ages.
+pub fn ttl(age: Duration) -> String {
+    format!("{}s", age.as_secs().max(1))
 }
 
 fn checked(json: serde_json::Result<Vec<u8>>, what: String) -> Result<Vec<u8>, StorageError> {
@@ -82,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::domain::WorkflowId;
-    use crate::storage::nats::read::stored::Stored;
+    use crate::storage::nats::read::stored::{Marks, Stored};
 
     #[test]
     fn an_event_carries_its_link_and_reads_as_itself() {
@@ -95,7 +107,7 @@ mod tests {
                 subject: "s".to_owned(),
                 sequence: 9,
                 time: DateTime::UNIX_EPOCH,
-                format: 1,
+                marks: Marks::default(),
                 payload: payload.into(),
             };
             assert_eq!(message.event().unwrap().event, event);

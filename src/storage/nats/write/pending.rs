@@ -18,6 +18,8 @@ pub struct Pending {
     pub maybe_done: bool,
     /// What stood in its way last.
     pub reason: String,
+    /// The newest sequence of its token that nats-server has named when it refused it, else 0.
+    pub told: u64,
     /// How often the server has refused it.
     pub refusals: u32,
     /// Since when there was no room for it.

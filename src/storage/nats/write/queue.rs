@@ -100,6 +100,7 @@ impl Queue {
             deadline,
             maybe_done: false,
             reason: String::new(),
+            told: 0,
             refusals: 0,
             full_since: None,
             answer,
@@ -120,7 +121,7 @@ impl Queue {
     /// Whether nats-server takes messages as large as these.
     fn fits(&self, commit: &Commit) -> Result<(), StorageError> {
         let most = self.link.server().map_or(usize::MAX, |server| server.max_payload);
-        let largest = commit.messages.iter().map(|message| message.payload.len()).max();
+        let largest = commit.messages.iter().map(|(_, message)| message.payload.len()).max();
         match largest {
             Some(bytes) if bytes + HEADERS_BYTES_MAX > most => {
                 let what = format!("what is to be written of {}", commit.target);

@@ -1,0 +1,184 @@
+//! Where a token is: its newest message, or the one that its newest message leads to.
+//!
+//! A move writes the token in its new place first and takes it out of the old one last, with a
+//! departure that names the new place and lives for about a second. For that second the departure is
+//! the token's newest message, so who meets it looks once more, in the place that it names.
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::known::{Departure, Known, Standing};
+use super::reader::{Reader, unavailable};
+use super::stored::Stored;
+use crate::domain::WorkflowId;
+use crate::storage::StorageError;
+use crate::storage::nats::wire::names;
+
+/// How often a search begins anew where the token moves on under it.
+const ROUNDS_MAX: usize = 8;
+
+/// A search for one token: what to ask next, as long as it has no end.
+struct Search<'a> {
+    workflow: &'a WorkflowId,
+    token: Uuid,
+    /// The departure that was met last, and where it leads.
+    met: Option<Stored>,
+    /// One that led nowhere: met again it means that the token has aged.
+    led_nowhere: Option<u64>,
+    rounds: usize,
+}
+
+/// How a search ends.
+#[derive(Debug)]
+enum End {
+    Found(Box<Standing>),
+    Nothing,
+    /// It moves on faster than it can be read.
+    Restless,
+}
+
+impl<'a> Search<'a> {
+    fn new(workflow: &'a WorkflowId, token: Uuid) -> Self {
+        Self { workflow, token, met: None, led_nowhere: None, rounds: 0 }
+    }
+
+    /// The subject whose newest message is wanted next.
+    fn next(&self) -> String {
+        match self.met.as_ref().and_then(|met| met.marks.moved_to.as_ref()) {
+            Some(place) => names::token(self.workflow, place, self.token),
+            None => names::token_anywhere(self.workflow, self.token),
+        }
+    }
+
+    /// Takes what was found there. Gives the end, if this is it.
+    fn on(&mut self, found: Option<Stored>) -> Option<End> {
+        match (self.met.take(), found) {
+            (None, None) => Some(End::Nothing),
+            (None, Some(newest)) if !newest.is_departure() => {
+                Some(End::Found(Box::new(Standing { state: newest, departure: None })))
+            }
+            // It names no place: of the first version, or of a token that was deleted.
+            (None, Some(newest)) if newest.marks.moved_to.is_none() => Some(End::Nothing),
+            (None, Some(newest)) if self.led_nowhere == Some(newest.sequence) => Some(End::Nothing),
+            (None, Some(newest)) => {
+                self.met = Some(newest);
+                None
+            }
+            // What is newer than the departure has a departure of its own.
+            (Some(met), Some(state)) if !state.is_departure() && state.sequence < met.sequence => {
+                let departure = Some(Departure { sequence: met.sequence, time: met.time });
+                Some(End::Found(Box::new(Standing { state, departure })))
+            }
+            (Some(met), found) => {
+                if found.is_none() {
+                    self.led_nowhere = Some(met.sequence);
+                }
+                self.rounds += 1;
+                (self.rounds >= ROUNDS_MAX).then_some(End::Restless)
+            }
+        }
+    }
+}
+
+/// Finds a token of a workflow. One get, two where it meets a departure, and two more each time that
+/// the token moves on in between.
+pub async fn find(
+    reader: &Reader,
+    workflow: &WorkflowId,
+    token: Uuid,
+) -> Result<Option<Standing>, StorageError> {
+    let mut search = Search::new(workflow, token);
+    loop {
+        let found = reader.last(&search.next()).await?;
+        match search.on(found) {
+            None => {}
+            Some(End::Found(standing)) => {
+                reader.known.record(token, Known::read(&standing, Instant::now()));
+                return Ok(Some(*standing));
+            }
+            Some(End::Nothing) => return Ok(None),
+            Some(End::Restless) => {
+                return Err(unavailable(format!("token {token} moves on faster than it is read")));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::storage::nats::read::stored::Marks;
+
+    fn message(sequence: u64, place: &str, leads_to: Option<&str>) -> Stored {
+        let moved_to = leads_to.map(|place| place.parse().unwrap());
+        let payload = if leads_to.is_some() { "" } else { "{}" };
+        Stored {
+            subject: format!("cb.workflows.w.places.{place}.tokens.{}", Uuid::from_u128(7)),
+            sequence,
+            time: DateTime::UNIX_EPOCH,
+            marks: Marks { moved_to, ..Marks::default() },
+            payload: payload.into(),
+        }
+    }
+
+    /// What a search asks and how it ends, given what it finds.
+    fn searched(found: &[Option<Stored>]) -> (Vec<String>, String) {
+        let workflow = "w".parse().unwrap();
+        let mut search = Search::new(&workflow, Uuid::from_u128(7));
+        let mut asked = Vec::new();
+        for found in found {
+            let subject = search.next();
+            asked.push(subject.split('.').nth(4).unwrap().to_owned());
+            match search.on(found.clone()) {
+                None => {}
+                Some(End::Found(standing)) => {
+                    let (state, newest) = (standing.state.sequence, standing.newest());
+                    return (asked, format!("{state} newest {newest}"));
+                }
+                Some(End::Nothing) => return (asked, "nothing".to_owned()),
+                Some(End::Restless) => return (asked, "restless".to_owned()),
+            }
+        }
+        (asked, "asks on".to_owned())
+    }
+
+    #[test]
+    fn a_search_follows_departures() {
+        let at = |n, place| Some(message(n, place, None));
+        let left = |n, place, to| Some(message(n, place, Some(to)));
+        let gone = || {
+            let mut gone = message(9, "a", Some("b"));
+            gone.marks.moved_to = None;
+            Some(gone)
+        };
+        for (found, asked, end) in [
+            (vec![None], vec!["*"], "nothing"),
+            (vec![at(4, "a")], vec!["*"], "4 newest 4"),
+            (vec![left(6, "a", "b"), at(4, "b")], vec!["*", "b"], "4 newest 6"),
+            (vec![gone()], vec!["*"], "nothing"),
+            // It has moved on to c, and the departure there has expired already.
+            (
+                vec![left(6, "a", "b"), left(9, "b", "c"), at(7, "c")],
+                vec!["*", "b", "*"],
+                "7 newest 7",
+            ),
+            // It has come back to b, with a departure of its own.
+            (
+                vec![left(6, "a", "b"), at(10, "b"), left(12, "c", "b"), at(10, "b")],
+                vec!["*", "b", "*", "b"],
+                "10 newest 12",
+            ),
+            // It has aged, and its departure outlives it.
+            (vec![left(6, "a", "b"), None, left(6, "a", "b")], vec!["*", "b", "*"], "nothing"),
+            (vec![left(6, "a", "b"), None, None], vec!["*", "b", "*"], "nothing"),
+        ] {
+            let asked: Vec<_> = asked.into_iter().map(str::to_owned).collect();
+            assert_eq!(searched(&found), (asked, end.to_owned()), "{found:?}");
+        }
+        let restless: Vec<_> =
+            (0..8).flat_map(|n| [left(3 * n + 1, "a", "b"), left(3 * n + 3, "b", "a")]).collect();
+        assert_eq!(searched(&restless).1, "restless");
+    }
+}

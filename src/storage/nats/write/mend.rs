@@ -1,0 +1,273 @@
+//! Mends what nats-server has cut out of a batch.
+//!
+//! A batch that is cut leaves its first messages. What the rest must have been follows from the last
+//! token among them, so whoever finds it writes the rest: the server that sent it and got no answer,
+//! or each server that looks at the end of the stream, once nats-server may have been restarted,
+//! before it writes anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
+use super::commit::{Commit, completion_id};
+use super::outgoing::{self, Outgoing};
+use super::pieces::{Piece, Presence, Shape};
+use crate::domain::{EventKind, WorkflowEvent};
+use crate::storage::StorageError;
+use crate::storage::nats::read::chain;
+use crate::storage::nats::read::known::Standing;
+use crate::storage::nats::read::reader::{Reader, unavailable};
+use crate::storage::nats::read::stored::Stored;
+use crate::storage::nats::read::token;
+use crate::storage::nats::wire::jetstream::{self, code};
+use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names::{self, header};
+
+/// How often it looks anew where others mend or move the same token at the same time.
+const ROUNDS_MAX: usize = 8;
+
+/// Finds and mends torn changes.
+pub struct Mender {
+    pub link: Arc<Link>,
+    pub reader: Arc<Reader>,
+    /// How long events are kept.
+    pub age: Duration,
+}
+
+/// What came of a repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// It is done.
+    Done,
+    /// Somebody else was first: look again.
+    Overtaken,
+}
+
+impl Mender {
+    /// Looks at the end of the stream, behind `whole`, and mends the change that stands there if it is
+    /// torn. Gives the last sequence up to which all is whole.
+    pub async fn end_of_stream(&self, whole: u64) -> Result<u64, StorageError> {
+        for _ in 0..ROUNDS_MAX {
+            let last = jetstream::stream_state(&self.link).await?.last_sequence;
+            // A stream that is shorter than it was is another one.
+            let whole = if whole > last { 0 } else { whole };
+            let Some(newest) = self.newest_change(whole, last).await? else { return Ok(last) };
+            let (subject, sequence) = (&newest.subject, newest.sequence);
+            match self.mend_newest(&newest, last).await {
+                Ok(Some(Mended::Overtaken)) => continue,
+                Ok(Some(Mended::Done)) => warn!(
+                    subject,
+                    sequence, "nats-server had cut off the rest of this change; it is written now"
+                ),
+                Ok(None) => {}
+                // Nothing is mended by guessing.
+                Err(error @ StorageError::Corrupt { .. }) => {
+                    error!(subject, sequence, %error, "whether this change is whole cannot be told");
+                }
+                Err(error) => return Err(error),
+            }
+            return Ok(last);
+        }
+        Err(unavailable("the end of the stream changes faster than it can be looked at"))
+    }
+
+    async fn mend_newest(
+        &self,
+        newest: &Stored,
+        last: u64,
+    ) -> Result<Option<Mended>, StorageError> {
+        let Some((workflow, _, id)) = names::parse_token(&newest.subject) else {
+            return self.mend_definition(newest, last).await;
+        };
+        match token::find(&self.reader, &workflow, id).await? {
+            Some(found) if found.state.sequence == newest.sequence => {
+                self.mend(&found, last, None).await
+            }
+            // It has moved on, or is gone: others write, and they have looked before.
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// The last token or definition behind `whole`, unless what follows it shows that its change is
+    /// whole: a departure is always the last message of its change.
+    async fn newest_change(&self, whole: u64, last: u64) -> Result<Option<Stored>, StorageError> {
+        let first = last.saturating_sub(BATCH_MESSAGES_MAX as u64).max(whole);
+        for sequence in (first + 1..=last).rev() {
+            let Some(message) = self.reader.at(sequence).await? else { continue };
+            if names::parse_definition(&message.subject).is_some() {
+                return Ok(Some(message));
+            }
+            if names::parse_token(&message.subject).is_some() {
+                return Ok(Some(message).filter(|message| !message.is_departure()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Mends a token's newest change. None if it is whole. `last` is the stream's last sequence as it
+    /// was before the token was read; the event may be given as the sender has it.
+    pub async fn mend(
+        &self,
+        found: &Standing,
+        last: u64,
+        event: Option<Outgoing>,
+    ) -> Result<Option<Mended>, StorageError> {
+        let commit = Commit::of_stored(&found.state, event, self.age)?;
+        let missing = self.missing(&found.state, &commit, last).await?;
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let messages = self.repair_of(found, commit, &missing)?;
+        self.send(messages).await.map(Some)
+    }
+
+    /// The messages that a token's newest change lacks.
+    async fn missing(
+        &self,
+        state: &Stored,
+        commit: &Commit,
+        last: u64,
+    ) -> Result<Vec<Piece>, StorageError> {
+        let left = commit.messages.iter().find(|(piece, _)| *piece == Piece::Departure);
+        let completes = commit.messages.iter().any(|(piece, _)| *piece == Piece::Completion);
+        let shape = Shape { leaves: left.is_some(), completes };
+        let (token, version) = (state.token()?.token.id, commit.version);
+        let there = |n: u64, completion: bool| async move {
+            match self.reader.at(state.sequence + n).await? {
+                Some(event) => {
+                    Ok::<_, StorageError>(chain::is_event_of(&event, token, version, completion))
+                }
+                // What was there has aged or was removed. What never was, nothing can have removed.
+                None => Ok(state.sequence + n <= last),
+            }
+        };
+        let event = there(1, false).await? || self.was_told(commit.event_id).await?;
+        let completion = !completes
+            || !event
+            || there(2, true).await?
+            || self.was_told(completion_id(commit.event_id)).await?;
+        let left = match left {
+            None => true,
+            Some((_, departure)) => {
+                let shown = self.reader.last(&departure.subject).await?;
+                shown.is_none_or(|shown| shown.is_departure() || shown.sequence > state.sequence)
+            }
+        };
+        Ok(shape.mending(Presence { event, completion, left }))
+    }
+
+    /// Whether a repair has written this event.
+    async fn was_told(&self, event: Uuid) -> Result<bool, StorageError> {
+        Ok(self.reader.last(&names::repair(event)).await?.is_some())
+    }
+
+    /// The batch that writes what is missing; it checks that nobody else has written meanwhile.
+    fn repair_of(
+        &self,
+        found: &Standing,
+        commit: Commit,
+        missing: &[Piece],
+    ) -> Result<Vec<Outgoing>, StorageError> {
+        let (workflow, _, id) = names::parse_token(&found.state.subject)
+            .ok_or_else(|| unavailable("a token stands on a subject that is none"))?;
+        let written = if missing.contains(&Piece::Event) {
+            commit.event_id
+        } else {
+            completion_id(commit.event_id)
+        };
+        let mut all = commit.messages;
+        let mut messages = Vec::with_capacity(missing.len());
+        for piece in missing {
+            if *piece == Piece::RepairRecord {
+                messages.push(self.repair_record(written));
+                continue;
+            }
+            let Some(place) = all.iter().position(|(there, _)| there == piece) else { continue };
+            let (_, mut message) = all.swap_remove(place);
+            match piece {
+                // It stands on its place already.
+                Piece::State => message.set(header::ROLLUP, "sub"),
+                Piece::Event => message.set(header::REPAIRED, found.state.sequence + 1),
+                Piece::Completion => message.set(header::REPAIRED, found.state.sequence + 2),
+                Piece::Departure | Piece::RepairRecord => {}
+            }
+            messages.push(message);
+        }
+        if let Some(first) = messages.first_mut() {
+            first.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, found.newest());
+            let anywhere = names::token_anywhere(&workflow, id);
+            first.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
+        }
+        Ok(messages)
+    }
+
+    /// That the event was written by a repair: of several repairs that write it one is taken. It lives
+    /// as long as the event.
+    fn repair_record(&self, event: Uuid) -> Outgoing {
+        Outgoing::new(names::repair(event), Vec::new())
+            .with(header::TTL, outgoing::ttl(self.age))
+            .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0)
+    }
+
+    /// Writes the event of a change alone, of which others have already gone on: the message of the
+    /// change was `state`. If somebody has written it already, that is as good.
+    pub async fn tell_late(
+        &self,
+        mut event: Outgoing,
+        event_id: Uuid,
+        state: u64,
+    ) -> Result<(), StorageError> {
+        event.set(header::REPAIRED, state + 1);
+        self.send(vec![event, self.repair_record(event_id)]).await.map(drop)
+    }
+
+    /// A definition stays as it is; its event, where it is missing, is told late.
+    async fn mend_definition(
+        &self,
+        found: &Stored,
+        last: u64,
+    ) -> Result<Option<Mended>, StorageError> {
+        let definition = found.definition()?;
+        let there = match self.reader.at(found.sequence + 1).await? {
+            Some(event) => event.event().is_ok_and(|stored| {
+                stored.event.kind == EventKind::WorkflowCreated
+                    && stored.event.workflow_id == definition.id
+            }),
+            None => found.sequence < last,
+        };
+        let Some(event_id) = found.event_id().filter(|_| !there) else { return Ok(None) };
+        if self.was_told(event_id).await? {
+            return Ok(None);
+        }
+        let event = WorkflowEvent::workflow_created(definition.id.clone(), definition.created_at);
+        let payload = outgoing::event_payload(&event, event_id, None)?;
+        let message = Outgoing::new(names::event(&definition.id, event.kind), payload)
+            .with(header::TTL, outgoing::ttl(self.age));
+        self.tell_late(message, event_id, found.sequence).await?;
+        Ok(Some(Mended::Done))
+    }
+
+    async fn send(&self, messages: Vec<Outgoing>) -> Result<Mended, StorageError> {
+        match batch::send(&self.link, messages.iter()).await {
+            Ok(_) => Ok(Mended::Done),
+            Err(BatchError::Refused { err_code, .. })
+                if err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY =>
+            {
+                Ok(Mended::Overtaken)
+            }
+            Err(BatchError::Refused { err_code: code::STORE_FAILED, description }) => {
+                let reason = format!("a torn change cannot be mended: {description}");
+                Err(StorageError::Full { reason })
+            }
+            Err(BatchError::Refused { err_code, description }) => Err(unavailable(format!(
+                "a torn change cannot be mended: {description} (error code {err_code})"
+            ))),
+            Err(BatchError::NotDone(reason) | BatchError::Unknown(reason)) => {
+                Err(unavailable(format!("a torn change cannot be mended: {reason}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The order of the messages of one change, and what a cut has left out of it.
+//!
+//! nats-server stores a batch message by message, and can be cut in between: by a kill, a full disk,
+//! a limit. So the order is such that no part of it loses anything: the token comes first, and takes
+//! with it the check that nobody has moved it; what it leaves goes last. Whatever is missing follows
+//! from the stored token, so it is always mended forwards.
+
+/// One message of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Piece {
+    /// The token in the place where it is now.
+    State,
+    /// The event of its creation or move. It stands right behind the token.
+    Event,
+    /// The event of its completion, right behind that.
+    Completion,
+    /// That a repair has written the event, or the completion alone: of several repairs one does.
+    RepairRecord,
+    /// The empty message that takes the token out of the place that it has left.
+    Departure,
+}
+
+/// What a change has beside its token and its event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// It leads from another place.
+    pub leaves: bool,
+    /// It completes the token.
+    pub completes: bool,
+}
+
+/// What is there of a token's newest change, beside the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Presence {
+    pub event: bool,
+    pub completion: bool,
+    /// The place that it has left does not show it any more.
+    pub left: bool,
+}
+
+impl Shape {
+    /// The messages of the change, in their order.
+    pub fn pieces(self) -> Vec<Piece> {
+        let mut pieces = vec![Piece::State, Piece::Event];
+        pieces.extend(self.completes.then_some(Piece::Completion));
+        pieces.extend(self.leaves.then_some(Piece::Departure));
+        pieces
+    }
+
+    /// The messages that mend the token's newest change, in their order; none if it is whole.
+    ///
+    /// An event stands right behind its token. So where it is missing the token is written once more,
+    /// the same version, and the rest after it.
+    pub fn mending(self, there: Presence) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        if !there.event {
+            pieces.extend([Piece::State, Piece::Event]);
+        }
+        if self.completes && !(there.event && there.completion) {
+            pieces.push(Piece::Completion);
+        }
+        if !pieces.is_empty() {
+            pieces.push(Piece::RepairRecord);
+        }
+        if self.leaves && !there.left {
+            pieces.push(Piece::Departure);
+        }
+        pieces
+    }
+}
+
+/// What a change can do after a fresh look at its token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Try it with this as the newest sequence: the token is as it was decided on.
+    Try(u64),
+    /// Somebody has moved it.
+    Lost,
+    /// The look is older than what is known already, as that of a leader that was cut off.
+    LookAgain,
+}
+
+/// Judges a change that was decided on the message `state`, given the token's message and its newest
+/// one as they were `seen`, and the newest sequence that nats-server `told` when it refused it, else
+/// 0.
+pub fn judge(state: u64, told: u64, seen: Option<(u64, u64)>) -> Verdict {
+    match seen {
+        None if told == 0 => Verdict::Lost,
+        None => Verdict::LookAgain,
+        Some((seen, newest)) if newest < told || seen < state => Verdict::LookAgain,
+        Some((seen, newest)) if seen == state => Verdict::Try(newest),
+        Some(_) => Verdict::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_departure_is_last_and_an_event_right_behind_its_token() {
+        use Piece::{Completion, Departure, Event, State};
+        for (leaves, completes, pieces) in [
+            (false, false, vec![State, Event]),
+            (true, false, vec![State, Event, Departure]),
+            (false, true, vec![State, Event, Completion]),
+            (true, true, vec![State, Event, Completion, Departure]),
+        ] {
+            assert_eq!(Shape { leaves, completes }.pieces(), pieces);
+        }
+    }
+
+    #[test]
+    fn what_a_cut_has_left_out_is_mended_and_nothing_else() {
+        use Piece::{Completion, Departure, Event, RepairRecord, State};
+        for leaves in [false, true] {
+            for completes in [false, true] {
+                let shape = Shape { leaves, completes };
+                let pieces = shape.pieces();
+                for cut in 1..=pieces.len() {
+                    let there = &pieces[..cut];
+                    let presence = Presence {
+                        event: there.contains(&Event),
+                        completion: there.contains(&Completion),
+                        left: there.contains(&Departure) || !leaves,
+                    };
+                    let mut wanted = pieces[cut..].to_vec();
+                    if !presence.event {
+                        // The token once more, so that its event stands right behind it.
+                        wanted.insert(0, State);
+                    }
+                    if wanted.contains(&Event) || wanted.contains(&Completion) {
+                        wanted.push(RepairRecord);
+                        wanted.sort_unstable();
+                    }
+                    assert_eq!(shape.mending(presence), wanted, "{shape:?} cut after {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_is_lost_only_to_what_was_seen_for_sure() {
+        for (state, told, seen, verdict) in [
+            // Its departure has expired meanwhile, or has not, though it should have.
+            (10, 10, Some((10, 10)), Verdict::Try(10)),
+            (10, 12, Some((10, 12)), Verdict::Try(12)),
+            (10, 0, Some((10, 12)), Verdict::Try(12)),
+            (10, 15, Some((15, 15)), Verdict::Lost),
+            (10, 15, Some((18, 20)), Verdict::Lost),
+            // Who looks sees less than the one who refused.
+            (10, 15, Some((10, 12)), Verdict::LookAgain),
+            (10, 0, Some((8, 8)), Verdict::LookAgain),
+            (10, 15, None, Verdict::LookAgain),
+            (10, 0, None, Verdict::Lost),
+        ] {
+            assert_eq!(judge(state, told, seen), verdict, "{state} {told} {seen:?}");
+        }
+    }
+}
