@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, Subscriber};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
@@ -13,6 +15,15 @@ pub const STREAM: &str = "CIRCUIT_BREAKER_GLOBAL";
 
 /// Time for one answer or one message; it takes a fraction of a millisecond.
 pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// A message as it stands in the stream, without what belonged to its batch.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    pub sequence: u64,
+    pub subject: String,
+    pub headers: HeaderMap,
+    pub payload: Vec<u8>,
+}
 
 /// A plain client.
 pub struct Bus {
@@ -71,6 +82,38 @@ impl Bus {
         let asked = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM}"), request.into());
         let answer = tokio::time::timeout(MESSAGE_TIME_MAX, asked).await.unwrap().unwrap();
         answer.status.is_none().then_some(answer)
+    }
+
+    /// The highest sequence that the stream has given out.
+    pub async fn last_sequence(&self) -> u64 {
+        self.stream().await["state"]["last_seq"].as_u64().unwrap()
+    }
+
+    /// The message with this sequence.
+    pub async fn raw(&self, sequence: u64) -> Option<Raw> {
+        let request = json!({ "seq": sequence });
+        let answer = self.ask(&format!("STREAM.MSG.GET.{STREAM}"), &request).await;
+        let message = answer.get("message")?;
+        let text =
+            |field: &str| BASE64.decode(message[field].as_str().unwrap_or_default()).unwrap();
+        let mut headers = HeaderMap::new();
+        for line in String::from_utf8(text("hdrs")).unwrap().lines() {
+            let Some((name, value)) = line.split_once(':') else { continue };
+            if !name.starts_with("Nats-Batch") && !name.starts_with("Nats-Expected") {
+                headers.insert(name, value.trim());
+            }
+        }
+        let subject = message["subject"].as_str().unwrap().to_owned();
+        Some(Raw { sequence, subject, headers, payload: text("data") })
+    }
+
+    /// Writes a message as it stood in a stream, at the same place.
+    pub async fn publish_raw(&self, message: &Raw) {
+        let Raw { sequence, subject, headers, payload } = message.clone();
+        let sent = self.client.request_with_headers(subject, headers, payload.into());
+        let answer = tokio::time::timeout(MESSAGE_TIME_MAX, sent).await.unwrap().unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        assert_eq!(answer["seq"], sequence, "{answer}");
     }
 
     /// How many messages there are on each subject that matches.

@@ -108,6 +108,16 @@ impl NatsServer {
         server
     }
 
+    /// Starts one on a copy of the files of a server that is stopped.
+    pub fn on_copy_of(other: &Self) -> Self {
+        assert!(other.child.is_none(), "its files may change");
+        let arguments: Vec<_> = other.arguments.iter().map(String::as_str).collect();
+        let mut server = Self::stopped(&other.binary, &arguments);
+        copy(other.folder.path(), server.folder.path());
+        server.run();
+        server
+    }
+
     /// One that is not started yet.
     pub fn stopped(binary: &Path, arguments: &[&str]) -> Self {
         Self {
@@ -164,6 +174,19 @@ impl NatsServer {
 
     pub async fn open(&self) -> NATSStorage {
         NATSStorage::new(self.config()).await.unwrap()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, target) =
+            entry.map(|entry| (entry.path(), to.join(entry.file_name()))).unwrap();
+        if entry.is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy(&entry, &target);
+        } else {
+            std::fs::copy(&entry, &target).unwrap();
+        }
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Committer {
     /// What had disturbed the connection when the end of the stream was looked at last; readers wait
     /// for it.
     looked: watch::Sender<u64>,
+    /// Tells when the connection breaks or stands again.
+    changes: watch::Receiver<u64>,
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
     /// Changes that wait for the end of a change of the same thing.
@@ -98,6 +100,7 @@ impl Committer {
         looked: watch::Sender<u64>,
     ) -> Self {
         Self {
+            changes: mender.link.changes(),
             link: Arc::clone(&mender.link),
             reader: Arc::clone(&mender.reader),
             retention,
@@ -150,7 +153,6 @@ impl Committer {
             if self.wants_to_look() {
                 return Some(Work::Look);
             }
-            let mut changes = self.link.changes();
             let until = due.into_iter().chain(self.look_at).min();
             let until = until.unwrap_or_else(|| Instant::now() + LOOK_PERIOD);
             tokio::select! {
@@ -161,7 +163,7 @@ impl Committer {
                     (None, None) => return None,
                 },
                 // Whether the connection changed or time passed, it begins anew.
-                _ = changes.changed() => {}
+                Ok(()) = self.changes.changed() => {}
                 () = sleep_until(until) => {}
             }
         }
@@ -394,6 +396,7 @@ impl Committer {
         let reason = format!("{description} (error code {err_code})");
         let lost = err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY;
         let told = if err_code == code::WRONG_LAST_SEQUENCE { told(&description) } else { 0 };
+        debug!(err_code, description, changes = group.len(), "nats-server has refused a batch");
         for pending in &mut group {
             pending.refusals += 1;
         }

@@ -1,0 +1,213 @@
+//! A batch that nats-server has cut: what is left of it, whatever that is, becomes whole again.
+//!
+//! A change is made and its messages are written down. Then, for each number of them, a nats-server
+//! gets exactly the first so many, as a cut leaves them, and a server is started on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use circuit_breaker::NATSStorage;
+use circuit_breaker::domain::{EventKind, Workflow, WorkflowEvent, WorkflowId};
+use circuit_breaker::storage::{PageLimit, StoredToken, TokenScope, WorkflowStorage};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::nats_bus::{Bus, Raw};
+use crate::nats_server::NatsServer;
+use crate::support::{fired, move_request, new_token, now, review_workflow, runtime, workflow_id};
+
+const ALL: PageLimit = PageLimit { rows: 10_000, bytes: 1 << 30 };
+
+/// An event's workflow, token, version, and whether it is a completion.
+type EventKey = (WorkflowId, Option<Uuid>, Option<u32>, bool);
+
+/// What is in a store: the tokens with their versions and places, and the events.
+#[derive(Debug, Clone, PartialEq)]
+struct Contents {
+    tokens: BTreeMap<Uuid, (u32, String)>,
+    events: HashMap<EventKey, WorkflowEvent>,
+}
+
+/// A change that can be cut.
+struct Scene {
+    /// The nats-server as it was before, stopped.
+    before: NatsServer,
+    was: Contents,
+    messages: Vec<Raw>,
+    will_be: Contents,
+}
+
+async fn contents(storage: &NATSStorage) -> Contents {
+    let listed = WorkflowStorage::list_tokens(storage, &TokenScope::All, None, ALL).await.unwrap();
+    let mut tokens = BTreeMap::new();
+    for stored in &listed.items {
+        let token = &stored.token;
+        let known = tokens.insert(token.id, (token.version, token.place.to_string()));
+        assert_eq!(known, None, "a token is listed twice");
+    }
+    for place in ["draft", "review", "done"] {
+        let scope = TokenScope::Place(workflow_id("w"), place.parse().unwrap());
+        let there = WorkflowStorage::list_tokens(storage, &scope, None, ALL).await.unwrap().items;
+        let there: Vec<_> = there.iter().map(|stored| stored.token.id).collect();
+        let wanted = tokens.iter().filter(|(_, (_, at))| at == place).count();
+        assert_eq!(there.len(), wanted, "{place}");
+        assert!(there.iter().all(|id| tokens[id].1 == place), "{place}");
+    }
+    let mut events = HashMap::new();
+    for stored in storage.list_events(None, None, ALL).await.unwrap().items {
+        let event = stored.event;
+        let completed = event.kind == EventKind::TokenCompleted;
+        let key = (event.workflow_id.clone(), event.token_id, event.token_version, completed);
+        assert_eq!(events.insert(key.clone(), event), None, "two events of {key:?}");
+    }
+    Contents { tokens, events }
+}
+
+/// Makes a change and writes down what it was made of.
+async fn scene(act: impl AsyncFn(&Arc<NATSStorage>, &Workflow, Vec<StoredToken>)) -> Option<Scene> {
+    let mut before = NatsServer::start()?;
+    let workflow = review_workflow("w");
+    let storage = before.open().await;
+    let created = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+    storage.insert_workflow(workflow.definition().clone(), created).await.unwrap();
+    // The last one waits in review.
+    for n in 0..5 {
+        let stored = storage.insert_token(new_token(&workflow, json!({ "n": n }))).await.unwrap();
+        let stored = storage.commit(stored.revision, fired(&workflow, &stored, "submit")).await;
+        let stored = stored.unwrap();
+        if n < 4 {
+            storage.commit(stored.revision, fired(&workflow, &stored, "reject")).await.unwrap();
+        }
+    }
+    Bus::connect(&before).await.until_each_token_is_there_once().await;
+    let was = contents(&storage).await;
+    storage.close().await;
+    before.kill();
+
+    let nats = NatsServer::on_copy_of(&before);
+    let (storage, bus) = (Arc::new(nats.open().await), Bus::connect(&nats).await);
+    let tokens = WorkflowStorage::list_tokens(&*storage, &TokenScope::All, None, ALL).await;
+    let first = bus.last_sequence().await + 1;
+    act(&storage, &workflow, tokens.unwrap().items).await;
+    let last = bus.last_sequence().await;
+    let mut messages = Vec::new();
+    for sequence in first..=last {
+        messages.push(bus.raw(sequence).await.expect("it is new"));
+    }
+    let will_be = contents(&storage).await;
+    storage.close().await;
+    Some(Scene { before, was, messages, will_be })
+}
+
+/// Starts a server on each part of the change that a cut can leave.
+async fn every_cut_is_mended(scene: Scene) {
+    let Scene { before, was, messages, will_be } = scene;
+    assert!(messages.len() >= 2, "{messages:?}");
+    for cut in 0..=messages.len() {
+        let nats = NatsServer::on_copy_of(&before);
+        let bus = Bus::connect(&nats).await;
+        for message in &messages[..cut] {
+            bus.publish_raw(message).await;
+        }
+        // What has its first message has happened, all else has not.
+        let happened = |id: &Uuid| {
+            messages[..cut].iter().any(|message| {
+                !message.payload.is_empty()
+                    && message.subject.contains(".places.")
+                    && message.subject.ends_with(&id.to_string())
+            })
+        };
+        let mut expected = was.clone();
+        for (id, token) in will_be.tokens.iter().filter(|(id, _)| happened(id)) {
+            expected.tokens.insert(*id, token.clone());
+        }
+        for (key, event) in &will_be.events {
+            let defined = messages[..cut].iter().any(|m| m.subject.ends_with(".definition"));
+            if key.1.map_or(defined, |id| happened(&id)) {
+                expected.events.insert(key.clone(), event.clone());
+            }
+        }
+        let storage = nats.open().await;
+        let of = messages.len();
+        assert_eq!(contents(&storage).await, expected, "cut after {cut} of {of}: {messages:#?}");
+        bus.until_each_token_is_there_once().await;
+        let workflow = review_workflow("w");
+        let all = WorkflowStorage::list_tokens(&storage, &TokenScope::All, None, ALL).await;
+        for stored in all.unwrap().items {
+            let moves = storage.token_moves(&stored.token, None, ALL).await.unwrap().items.len();
+            assert_eq!(moves as u32 + 1, stored.token.version, "cut after {cut}: its history");
+            let next = match stored.token.place.as_str() {
+                "draft" => "edit",
+                "review" => "finish",
+                _ => continue,
+            };
+            let moved = storage.commit(stored.revision, fired(&workflow, &stored, next)).await;
+            let moved = moved.unwrap_or_else(|error| panic!("cut after {cut}: {next}: {error}"));
+            assert_eq!(moved.token.version, stored.token.version + 1);
+        }
+        storage.close().await;
+    }
+}
+
+/// Moves a token, with data of its own.
+async fn fire(
+    storage: &NATSStorage,
+    workflow: &Workflow,
+    stored: &StoredToken,
+    transition: &str,
+) -> StoredToken {
+    let mut request = move_request(transition);
+    request.data = Some(json!({ "by": transition, "none": null }));
+    request.triggered_by = Some("Zoë".to_owned());
+    let change = workflow.fire(&stored.token, &request, now()).unwrap();
+    storage.commit(stored.revision, change).await.unwrap()
+}
+
+macro_rules! cuts {
+    ($($name:ident: $act:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                runtime().block_on(async {
+                    let Some(scene) = scene($act).await else { return };
+                    every_cut_is_mended(scene).await;
+                });
+            }
+        )*
+    };
+}
+
+cuts! {
+    a_move_that_was_cut_is_mended: async |storage, workflow, tokens| {
+        fire(storage, workflow, &tokens[0], "submit").await;
+    };
+    a_move_to_the_same_place_that_was_cut_is_mended: async |storage, workflow, tokens| {
+        fire(storage, workflow, &tokens[1], "edit").await;
+    };
+    a_creation_that_was_cut_is_mended: async |storage, workflow, _| {
+        storage.insert_token(new_token(workflow, json!({ "text": "ü" }))).await.unwrap();
+    };
+    a_creation_of_what_is_completed_that_was_cut_is_mended: async |storage, workflow, _| {
+        let mut new = circuit_breaker::domain::NewToken::default();
+        new.place = Some("done".parse().unwrap());
+        new.data = json!({});
+        let change = workflow.create_token(new, Uuid::new_v4(), now()).unwrap();
+        storage.insert_token(change).await.unwrap();
+    };
+    a_completion_that_was_cut_is_mended: async |storage, workflow, tokens| {
+        fire(storage, workflow, &tokens[4], "finish").await;
+    };
+    a_definition_that_was_cut_is_mended: async |storage, _, _| {
+        let definition = review_workflow("v").definition().clone();
+        let event = WorkflowEvent::workflow_created(definition.id.clone(), now());
+        storage.insert_workflow(definition, event).await.unwrap();
+    };
+    many_moves_in_one_batch_that_was_cut_are_mended: async |storage, workflow, tokens| {
+        let mut movers = tokio::task::JoinSet::new();
+        for (stored, transition) in tokens.into_iter().zip(["submit", "edit", "submit", "edit", "finish"]) {
+            let (storage, change) = (Arc::clone(storage), fired(workflow, &stored, transition));
+            movers.spawn(async move { storage.commit(stored.revision, change).await.unwrap() });
+        }
+        movers.join_all().await;
+    };
+}
