@@ -18,7 +18,7 @@ use crate::storage::nats::wire::names;
 const ROUNDS_MAX: usize = 8;
 
 /// A search for one token: what to ask next, as long as it has no end.
-struct Search<'a> {
+pub struct Search<'a> {
     workflow: &'a WorkflowId,
     token: Uuid,
     /// The departure that was met last, and where it leads.
@@ -30,20 +30,22 @@ struct Search<'a> {
 
 /// How a search ends.
 #[derive(Debug)]
-enum End {
+pub enum End {
+    /// Here it is.
     Found(Box<Standing>),
+    /// There is none.
     Nothing,
     /// It moves on faster than it can be read.
     Restless,
 }
 
 impl<'a> Search<'a> {
-    fn new(workflow: &'a WorkflowId, token: Uuid) -> Self {
+    pub fn new(workflow: &'a WorkflowId, token: Uuid) -> Self {
         Self { workflow, token, met: None, led_nowhere: None, rounds: 0 }
     }
 
     /// The subject whose newest message is wanted next.
-    fn next(&self) -> String {
+    pub fn next(&self) -> String {
         match self.met.as_ref().and_then(|met| met.marks.moved_to.as_ref()) {
             Some(place) => names::token(self.workflow, place, self.token),
             None => names::token_anywhere(self.workflow, self.token),
@@ -51,7 +53,7 @@ impl<'a> Search<'a> {
     }
 
     /// Takes what was found there. Gives the end, if this is it.
-    fn on(&mut self, found: Option<Stored>) -> Option<End> {
+    pub fn on(&mut self, found: Option<Stored>) -> Option<End> {
         match (self.met.take(), found) {
             (None, None) => Some(End::Nothing),
             (None, Some(newest)) if !newest.is_departure() => {

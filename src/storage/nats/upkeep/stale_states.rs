@@ -88,7 +88,7 @@ async fn doubled_at_leader(link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, S
 
 /// Removes what is older than the token's message. A token that has just moved has a departure beside
 /// it for a second, which is newer; then there is nothing to remove.
-async fn remove_older(
+pub async fn remove_older(
     link: &Link,
     reader: &Reader,
     workflow: &WorkflowId,

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
-use uuid::Uuid;
 
 use super::commit::{Commit, Kind, Target};
 use super::mend::{Mended, Mender};
 use super::outgoing::Outgoing;
-use super::pieces::Piece;
+use super::pieces::{Piece, Remembered, Trace, trace};
 use crate::storage::nats::read::chain;
 use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::read::token;
+use crate::storage::nats::upkeep::stale_states;
 use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::names;
 use crate::storage::{Sequence, StorageError};
@@ -39,19 +39,6 @@ pub enum Found {
     Absent,
     /// What would tell is gone, or older than what is known.
     Unclear(String),
-}
-
-/// What the token shows of a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Trace {
-    /// It is the token's newest change.
-    Newest,
-    /// Others have gone on from it; its token was in this message.
-    Passed(u64),
-    /// It never was.
-    None,
-    /// The token does not tell: too many changes ago, or of the first version.
-    Untold,
 }
 
 /// Looks for several commits, in their order, for a few seconds at most; ends at the first that
@@ -95,11 +82,14 @@ pub async fn find_commit(
         if found.newest() < told {
             return Ok(Found::Unclear("a leader that was cut off has answered".to_owned()));
         }
-        match trace(&found.state, commit.event_id, commit.version)? {
+        match trace_of(&found.state, commit)? {
             Trace::None => return Ok(Found::Absent),
             Trace::Untold => return along_the_events(&mender.reader, &found, commit).await,
             Trace::Passed(state) => {
-                return tell_if_untold(mender, commit, state).await.map(Found::Stored);
+                let sequence = tell_if_untold(mender, commit, state).await?;
+                // Its departure may have been cut off, too, and nobody who went on has seen that.
+                stale_states::remove_older(&mender.link, &mender.reader, workflow, *id).await?;
+                return Ok(Found::Stored(sequence));
             }
             Trace::Newest => match mender.mend(&found, last, event_of(commit)).await? {
                 None => return Ok(Found::Stored(Sequence(found.state.sequence))),
@@ -111,28 +101,17 @@ pub async fn find_commit(
 }
 
 /// What a token's message tells of a commit.
-fn trace(state: &Stored, event_id: Uuid, version: u32) -> Result<Trace, StorageError> {
+fn trace_of(state: &Stored, commit: &Commit) -> Result<Trace, StorageError> {
     let token = state.token()?.token;
-    let place = state.marks.events.iter().position(|id| *id == event_id);
-    Ok(match place {
-        Some(0) => Trace::Newest,
-        Some(1) => match state.marks.previous {
-            Some(event) => Trace::Passed(event.saturating_sub(1)),
-            None => Trace::Untold,
-        },
-        Some(later) => {
-            let records = token.transition_history.iter().rev();
-            match records.map(|record| record.nats_sequence).nth(later).flatten() {
-                Some(sequence) => Trace::Passed(sequence),
-                None => Trace::Untold,
-            }
-        }
-        None if token.version < version => Trace::None,
-        None if state.marks.events.is_empty() => Trace::Untold,
-        // It names the events of as many versions; that of this commit is another one's.
-        None if token.version - version < state.marks.events.len() as u32 => Trace::None,
-        None => Trace::Untold,
-    })
+    let records = token.transition_history.iter().rev();
+    let moves: Vec<_> = records.map(|record| record.nats_sequence).collect();
+    let seen = Remembered {
+        version: token.version,
+        events: &state.marks.events,
+        previous: state.marks.previous,
+        moves: &moves,
+    };
+    Ok(trace(&seen, commit.event_id, commit.version))
 }
 
 /// Writes the event of a commit from which others have gone on, if it is missing.
@@ -226,45 +205,4 @@ pub async fn is_taken(reader: &Reader, target: &Target) -> Result<bool, StorageE
         Target::Token(id) => names::token_in_any_workflow(*id),
     };
     Ok(reader.last(&subject).await?.is_some())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::storage::nats::read::stored::Marks;
-    use chrono::DateTime;
-
-    #[test]
-    fn a_token_tells_what_became_of_a_commit() {
-        let id = |n| Uuid::from_u128(n);
-        let record = |sequence: Option<u64>| {
-            serde_json::json!({ "from_place": "a", "to_place": "a", "transition_id": "t",
-                "timestamp": "2026-01-01T00:00:00Z", "nats_sequence": sequence })
-        };
-        let state = |version: u32, events: &[u128], previous| {
-            let token = serde_json::json!({ "id": id(1), "workflow_id": "w", "place": "a", "version": version,
-                "data": {}, "metadata": {}, "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
-                "history": [], "transition_history": [record(Some(10)), record(Some(20)), record(None)] });
-            let events = events.iter().map(|n| id(*n)).collect();
-            Stored {
-                subject: format!("cb.workflows.w.places.a.tokens.{}", id(1)),
-                sequence: 30,
-                time: DateTime::UNIX_EPOCH,
-                marks: Marks { events, previous, ..Marks::default() },
-                payload: token.to_string().into(),
-            }
-        };
-        for (version, state, trace_is) in [
-            (5, state(5, &[7, 6, 5], Some(21)), Trace::Newest),
-            (4, state(5, &[8, 7, 6], Some(21)), Trace::Passed(20)),
-            (3, state(5, &[9, 8, 7], Some(21)), Trace::Passed(10)),
-            (5, state(5, &[8, 6, 5], Some(21)), Trace::None),
-            (6, state(5, &[8, 6, 5], Some(21)), Trace::None),
-            (3, state(5, &[8, 6, 5], Some(21)), Trace::None),
-            (2, state(5, &[8, 6, 5], Some(21)), Trace::Untold),
-            (5, state(5, &[], None), Trace::Untold),
-        ] {
-            assert_eq!(trace(&state, id(7), version).unwrap(), trace_is, "{version} {state:?}");
-        }
-    }
 }

@@ -10,3 +10,6 @@ pub mod outgoing;
 pub mod pending;
 pub mod pieces;
 pub mod queue;
+
+#[cfg(test)]
+mod model;

@@ -5,6 +5,8 @@
 //! with it the check that nobody has moved it; what it leaves goes last. Whatever is missing follows
 //! from the stored token, so it is always mended forwards.
 
+use uuid::Uuid;
+
 /// One message of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Piece {
@@ -93,9 +95,74 @@ pub fn judge(state: u64, told: u64, seen: Option<(u64, u64)>) -> Verdict {
     }
 }
 
+/// What a token's message remembers of its newest changes.
+#[derive(Debug)]
+pub struct Remembered<'a> {
+    pub version: u32,
+    /// The ids of its newest events, the newest first.
+    pub events: &'a [Uuid],
+    /// The sequence of the event before its newest one.
+    pub previous: Option<u64>,
+    /// The sequences of the messages of its newest moves, the newest first, where they are known.
+    pub moves: &'a [Option<u64>],
+}
+
+/// What a token shows of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trace {
+    /// It is the token's newest change.
+    Newest,
+    /// Others have gone on from it; its token was in this message.
+    Passed(u64),
+    /// It never was.
+    None,
+    /// The token does not tell: too many changes ago, or of the first version.
+    Untold,
+}
+
+/// What the token shows of the change to `version` whose event has this id.
+pub fn trace(seen: &Remembered<'_>, event_id: Uuid, version: u32) -> Trace {
+    match seen.events.iter().position(|id| *id == event_id) {
+        Some(0) => Trace::Newest,
+        Some(1) => match seen.previous {
+            Some(event) => Trace::Passed(event.saturating_sub(1)),
+            None => Trace::Untold,
+        },
+        Some(later) => match seen.moves.get(later).copied().flatten() {
+            Some(sequence) => Trace::Passed(sequence),
+            None => Trace::Untold,
+        },
+        None if seen.version < version => Trace::None,
+        // It names the events of as many versions; that of this change is another one's.
+        None if ((seen.version - version) as usize) < seen.events.len() => Trace::None,
+        None => Trace::Untold,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_tells_what_became_of_a_change() {
+        let moves = [Some(30), Some(20), Some(10)];
+        let check = |version, events: &[u128], previous, trace_is| {
+            let events: Vec<_> = events.iter().map(|n| Uuid::from_u128(*n)).collect();
+            let seen = Remembered { version: 5, events: &events, previous, moves: &moves };
+            assert_eq!(trace(&seen, Uuid::from_u128(7), version), trace_is, "{version} {seen:?}");
+        };
+        check(5, &[7, 6, 5], Some(21), Trace::Newest);
+        check(4, &[8, 7, 6], Some(21), Trace::Passed(20));
+        check(4, &[8, 7, 6], None, Trace::Untold);
+        check(3, &[9, 8, 7], Some(21), Trace::Passed(10));
+        // Another change has made that version, or it has not been reached.
+        check(5, &[8, 6, 5], Some(21), Trace::None);
+        check(6, &[8, 6, 5], Some(21), Trace::None);
+        check(3, &[8, 6, 5], Some(21), Trace::None);
+        // Too long ago, or of the first version.
+        check(2, &[8, 6, 5], Some(21), Trace::Untold);
+        check(5, &[], None, Trace::Untold);
+    }
 
     #[test]
     fn a_departure_is_last_and_an_event_right_behind_its_token() {
