@@ -150,11 +150,22 @@ impl Engine {
         }
         check_triggered_by(request.triggered_by.as_deref())?;
         let request = Arc::new(request);
+        let mut at_hand = self.storage.token_at_hand(token);
         for _ in 0..COMMIT_ATTEMPTS_MAX {
-            let stored = self.token_to_act_on(token).await?;
+            let guess = at_hand.take();
+            let guessed = guess.is_some();
+            let stored = match guess {
+                Some(stored) => stored,
+                None => self.token_to_act_on(token).await?,
+            };
             let workflow = self.workflow_of(&stored.token).await?;
-            let change =
-                decide(workflow, stored.token, Arc::clone(&request), self.world.now()).await?;
+            let now = self.world.now();
+            let change = match decide(workflow, stored.token, Arc::clone(&request), now).await {
+                Ok(change) => change,
+                // Others may have moved it; only a fresh look may refuse.
+                Err(_) if guessed => continue,
+                Err(error) => return Err(error.into()),
+            };
             match self.storage.commit(stored.revision, change).await {
                 // Someone else moved it in between. With an expected version the next decision says so.
                 Err(StorageError::Conflict { .. }) => {}

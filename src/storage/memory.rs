@@ -316,6 +316,11 @@ impl WorkflowStorage for InMemoryStorage {
         Ok(token.filter(|stored| workflow.is_none_or(|w| *w == stored.token.workflow_id)).cloned())
     }
 
+    fn token_at_hand(&self, _: Uuid) -> Option<StoredToken> {
+        // All are.
+        None
+    }
+
     async fn message_time(&self, _: Sequence) -> Result<Option<DateTime<Utc>>, StorageError> {
         Ok(None)
     }

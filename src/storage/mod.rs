@@ -270,6 +270,11 @@ pub trait WorkflowStorage: Send + Sync + 'static {
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError>;
 
+    /// The token as this process has written it last, if that is at hand without asking. Others may
+    /// have moved it since, so only [`WorkflowStorage::commit`] can tell whether a move that was
+    /// decided on it is right; a refusal, and any answer, needs [`WorkflowStorage::load_token`].
+    fn token_at_hand(&self, id: Uuid) -> Option<StoredToken>;
+
     /// When the bus stored the message of this revision. An acknowledgement does not tell it, so a
     /// token that was just written lacks it; a token that was read has it.
     ///

@@ -107,6 +107,21 @@ impl Bus {
         Some(Raw { sequence, subject, headers, payload: text("data") })
     }
 
+    /// Whether the last change in the stream lacks a part.
+    pub async fn ends_torn(&self) -> bool {
+        let last = self.last_sequence().await;
+        for (after, sequence) in (last.saturating_sub(8)..=last).rev().enumerate() {
+            let Some(message) = self.raw(sequence).await else { return false };
+            let Ok(token) = serde_json::from_slice::<Value>(&message.payload) else { return false };
+            if message.subject.contains(".places.") {
+                let newest = token["transition_history"].as_array().and_then(|all| all.last());
+                let leaves = newest.is_some_and(|moved| moved["from_place"] != moved["to_place"]);
+                return after == 0 || leaves;
+            }
+        }
+        false
+    }
+
     /// Writes a message as it stood in a stream, at the same place.
     pub async fn publish_raw(&self, message: &Raw) {
         let Raw { sequence, subject, headers, payload } = message.clone();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::crash::{Known, compare};
 use crate::nats_bus::Bus;
 use crate::nats_races::create_workflow;
-use crate::nats_server::{Cluster, NatsServer};
+use crate::nats_server::{self, Cluster, NatsServer};
 use crate::support::{
     Client, Server, as_written, fired, new_token, review_workflow, runtime, workflow_id,
 };
@@ -369,4 +369,127 @@ fn wait_until_healthy(server: &Server) {
         assert!(Instant::now() < deadline, "{health}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Kills of nats-server while it applies large batches, `CB_KILLS` of them (4 if it is not set). In
+/// every second round the sender dies with it.
+#[test]
+fn a_kill_while_batches_are_applied_loses_nothing() {
+    let kills = std::env::var("CB_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    for binary in [nats_server::binary(), nats_server::oldest_binary()].into_iter().flatten() {
+        let nats = NatsServer::with(binary, &["-js"]);
+        runtime().block_on(killed_while_applying(nats, kills));
+    }
+}
+
+/// Kills a nats-server while it applies a batch, at some moment of the few milliseconds that this
+/// takes. It has a thread of its own, so that it does not wait for those who send.
+fn killer(nats: &NatsServer) -> JoinHandle<()> {
+    let (url, pid) = (nats.url(), nats.pid().to_string());
+    let (ready, wait) = std::sync::mpsc::channel();
+    let killer = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let bus = Bus { client: async_nats::connect(url).await.unwrap() };
+            let mut live = bus.subscribe("cb.live.w.places.*.tokens.*").await;
+            ready.send(()).unwrap();
+            // What is published again shows that it applies a batch; the first one holds one move,
+            // the next one all that have waited for it.
+            for _ in 0..4 {
+                crate::nats_bus::next(&mut live).await;
+            }
+        });
+        std::thread::sleep(Duration::from_micros(fastrand::u64(0..8_000)));
+        let killed = std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
+        assert!(killed.success());
+    });
+    wait.recv().unwrap();
+    killer
+}
+
+#[allow(clippy::too_many_lines, clippy::print_stderr)]
+async fn killed_while_applying(mut nats: NatsServer, kills: usize) {
+    // A batch takes 4 MiB, and nats-server some ten milliseconds for it.
+    const TOKENS: usize = 400;
+    const BYTES: usize = 8_000;
+    let workflow = Arc::new(review_workflow("w"));
+    let mut storage = Arc::new(nats.open().await);
+    let mut known = HashMap::new();
+    let mut creations = tokio::task::JoinSet::new();
+    for _ in 0..TOKENS {
+        let (storage, change) =
+            (Arc::clone(&storage), new_token(&workflow, json!({ "text": "x".repeat(BYTES) })));
+        creations.spawn(async move { storage.insert_token(change).await.unwrap().token.id });
+    }
+    for id in creations.join_all().await {
+        known.insert(id.to_string(), Known { version: 1, outstanding: false });
+    }
+    let (mut told, mut unknown, mut torn) = (0, 0, 0);
+    for round in 0..kills {
+        let (mut moves, mut decided) = (tokio::task::JoinSet::new(), Vec::new());
+        for id in known.keys() {
+            let id: uuid::Uuid = id.parse().unwrap();
+            let stored = until_answered(|| storage.load_token(id, None)).await.unwrap();
+            let transition = match stored.token.place.as_str() {
+                "draft" => ["submit", "edit"][fastrand::usize(..2)],
+                _ => "reject",
+            };
+            decided.push((id, stored.revision, fired(&workflow, &stored, transition)));
+        }
+        let killer = killer(&nats);
+        for (id, revision, change) in decided {
+            let storage = Arc::clone(&storage);
+            moves.spawn(async move { (id, storage.commit(revision, change).await) });
+        }
+        tokio::task::spawn_blocking(move || killer.join().unwrap()).await.unwrap();
+        nats.kill();
+        let sender_dies = round % 2 == 1;
+        let mut outcomes = Vec::new();
+        if sender_dies {
+            while let Some(finished) = moves.try_join_next() {
+                outcomes.push(finished.unwrap());
+            }
+            // Of the others nobody knows any more whether they were done.
+            moves.shutdown().await;
+            known.values_mut().for_each(|known| known.outstanding = true);
+            drop(storage);
+            nats.run();
+            torn += usize::from(Bus::connect(&nats).await.ends_torn().await);
+            storage = Arc::new(nats.open().await);
+        } else {
+            nats.run();
+            outcomes = moves.join_all().await;
+        }
+        for (id, outcome) in outcomes {
+            let known = known.get_mut(&id.to_string()).unwrap();
+            known.outstanding = false;
+            match outcome {
+                Ok(stored) => {
+                    assert_eq!(u64::from(stored.token.version), known.version + 1);
+                    known.version += 1;
+                    told += 1;
+                }
+                Err(StorageError::Unavailable { .. }) => {}
+                Err(StorageError::OutcomeUnknown { .. }) => {
+                    known.outstanding = true;
+                    unknown += 1;
+                }
+                Err(error) => panic!("round {round}: {error}"),
+            }
+        }
+        until_answered(|| {
+            let limit = PageLimit { rows: 1, bytes: 1 << 20 };
+            WorkflowStorage::list_tokens(&*storage, &TokenScope::All, None, limit)
+        })
+        .await;
+        compare(&*storage, &mut known, round).await;
+        Bus::connect(&nats).await.until_each_token_is_there_once().await;
+    }
+    assert!(told > TOKENS, "{told} moves of killed rounds were acknowledged");
+    assert!(unknown < told, "{unknown} outcomes unknown, {told} told");
+    let repairs = Bus::connect(&nats).await.subjects("cb.store.repairs.*").await.len();
+    eprintln!(
+        "{kills} kills: {told} acknowledged, {unknown} unknown, {torn} of {} torn batches seen, {repairs} events repaired",
+        kills / 2
+    );
+    storage.close().await;
 }

@@ -357,6 +357,10 @@ impl WorkflowStorage for Faulty {
     ) -> Result<Option<StoredToken>, StorageError> {
         self.inner.load_token(id, workflow).await
     }
+    fn token_at_hand(&self, id: uuid::Uuid) -> Option<StoredToken> {
+        self.inner.token_at_hand(id)
+    }
+
     async fn message_time(
         &self,
         revision: Sequence,

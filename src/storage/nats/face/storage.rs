@@ -202,6 +202,13 @@ impl NATSStorage {
         &self.monitor
     }
 
+    async fn write_token(&self, commit: Commit, token: Token) -> Result<StoredToken, StorageError> {
+        let bytes = commit.bytes();
+        let stored = stored(token, self.write(commit).await?);
+        self.reader.known.keep(stored.revision.0, &stored.token, bytes);
+        Ok(stored)
+    }
+
     async fn write(&self, commit: Commit) -> Result<Sequence, StorageError> {
         self.usable()?;
         self.queue.write(commit).await
@@ -268,7 +275,7 @@ impl WorkflowStorage for NATSStorage {
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
         forget_place_on_bus(&mut change.token);
         let commit = Commit::create_token(&change, self.config.default_max_age)?;
-        Ok(stored(change.token, self.write(commit).await?))
+        self.write_token(commit, change.token).await
     }
 
     async fn commit(
@@ -281,8 +288,14 @@ impl WorkflowStorage for NATSStorage {
         if expected.0 == 0 || expected.0 == u64::MAX {
             return Err(StorageError::Conflict { token: change.token.id, expected });
         }
-        let commit = Commit::move_token(expected, &change, self.config.default_max_age)?;
-        Ok(stored(change.token, self.write(commit).await?))
+        let mut commit = Commit::move_token(expected, &change, self.config.default_max_age)?;
+        // The committer looks again, but mostly finds that this is still so.
+        let known = &self.reader.known;
+        if let Some((events, newest)) = known.expected(change.token.id, expected.0, Instant::now())
+        {
+            commit.rely_on(newest, &events);
+        }
+        self.write_token(commit, change.token).await
     }
 
     async fn load_token(
@@ -312,6 +325,11 @@ impl WorkflowStorage for NATSStorage {
         let Some(found) = token::find(&self.reader, &workflow, id).await? else { return Ok(None) };
         self.index.learn(&workflow);
         Ok(Some(found.state.token()?))
+    }
+
+    fn token_at_hand(&self, id: Uuid) -> Option<StoredToken> {
+        let (token, state) = self.reader.known.kept(id, Instant::now())?;
+        Some(StoredToken { token, revision: Sequence(state) })
     }
 
     async fn message_time(

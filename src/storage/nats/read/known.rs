@@ -2,18 +2,39 @@
 //!
 //! A commit is checked against the sequence of the token's newest message. That is the token's own,
 //! or for about a second that of its departure; which one it is now, only time can tell.
+//!
+//! Tokens that were written here are kept, too, so that their next move can be decided without a
+//! read. Other servers may have moved them since: then the check refuses the commit, and the move is
+//! decided anew on a fresh read. A refused check costs all changes of its batch a second try, so
+//! where it happens often, nothing is decided on what is kept for a while.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::stored::Stored;
+use crate::domain::Token;
 
-/// Tokens that something is known of; a few hundred bytes each.
-const TOKENS_MAX: usize = 20_000;
+/// Bytes of what is kept, about.
+const KEPT_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes of what is known of a token without the token itself.
+const KNOWN_BYTES: u64 = 256;
+
+/// What a token takes in memory, in bytes of its JSON.
+const MEMORY_FACTOR: u64 = 3;
+
+/// Refused guesses among so many after which nothing is guessed for a while: first a second, then
+/// twice as long each time, up to a minute.
+const REFUSED_MAX: u32 = 2;
+const GUESSES: u32 = 200;
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// A departure is there for its TTL of a second. Up to this age that is sure, measured from when its
 /// batch was sent.
@@ -21,7 +42,7 @@ const THERE_FOR: Duration = Duration::from_millis(900);
 
 /// nats-server removes it 1.0 to 1.33 s after it was stored (300 times measured on 2.14.4 and
 /// 2.15.1). After this age, measured from its acknowledgement, it counts as gone.
-const GONE_AFTER: Duration = Duration::from_millis(2_500);
+const GONE_AFTER: Duration = Duration::from_millis(1_600);
 
 /// Ids of earlier events that a token carries beside that of its newest one.
 pub const EARLIER_EVENTS_MAX: usize = 2;
@@ -57,7 +78,7 @@ impl Standing {
 }
 
 /// The newest messages of one token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Known {
     /// The sequence of the message that holds the token.
     pub state: u64,
@@ -65,6 +86,8 @@ pub struct Known {
     pub events: Vec<Uuid>,
     /// The departure of its newest move, if it left a place.
     pub departure: Option<Leaving>,
+    /// The token itself with the length of its JSON, if it was written here.
+    pub token: Option<(Arc<Token>, usize)>,
 }
 
 /// A departure, and between which moments it was stored.
@@ -94,7 +117,7 @@ impl Known {
             Leaving { sequence: departure.sequence, not_before: stored, not_after: now }
         });
         let events = standing.state.marks.events.clone();
-        Self { state: standing.state.sequence, events, departure }
+        Self { state: standing.state.sequence, events, departure, token: None }
     }
 
     /// What the check of a commit must expect that is decided on the message `state`.
@@ -113,14 +136,67 @@ impl Known {
     }
 }
 
+#[derive(Debug, Clone)]
+struct Bytes;
+
+impl Weighter<Uuid, Arc<Known>> for Bytes {
+    fn weight(&self, _: &Uuid, known: &Arc<Known>) -> u64 {
+        let token = known.token.as_ref().map_or(0, |(_, bytes)| MEMORY_FACTOR * *bytes as u64);
+        KNOWN_BYTES + token
+    }
+}
+
 /// What is known of many tokens; which of them, use decides.
 pub struct KnownTokens {
-    tokens: Cache<Uuid, Known>,
+    tokens: Cache<Uuid, Arc<Known>, Bytes>,
+    guesses: Mutex<Guesses>,
+}
+
+/// How well it went to decide on what is kept.
+#[derive(Debug, Default)]
+struct Guesses {
+    made: u32,
+    refused: u32,
+    pause: Duration,
+    paused_until: Option<Instant>,
+}
+
+impl Guesses {
+    /// Whether one may be made now.
+    fn make(&mut self, now: Instant) -> bool {
+        if self.paused_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        self.paused_until = None;
+        self.made += 1;
+        if self.made >= GUESSES {
+            if self.refused == 0 {
+                self.pause = Duration::ZERO;
+            }
+            (self.made, self.refused) = (0, 0);
+        }
+        true
+    }
+
+    fn refuse(&mut self, now: Instant) {
+        self.refused += 1;
+        if self.refused >= REFUSED_MAX {
+            self.pause = (2 * self.pause).clamp(PAUSE_MIN, PAUSE_MAX);
+            self.paused_until = Some(now + self.pause);
+            (self.made, self.refused) = (0, 0);
+        }
+    }
 }
 
 impl KnownTokens {
     pub fn new() -> Self {
-        Self { tokens: Cache::new(TOKENS_MAX) }
+        let items = usize::try_from(KEPT_BYTES_MAX / 2_048).unwrap_or(1);
+        let tokens = Cache::with_weighter(items, KEPT_BYTES_MAX, Bytes);
+        Self { tokens, guesses: Mutex::default() }
+    }
+
+    fn guesses(&self) -> MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets everything.
@@ -131,8 +207,34 @@ impl KnownTokens {
     /// Keeps what was read or written, unless something newer is known.
     pub fn record(&self, token: Uuid, known: Known) {
         if self.tokens.get(&token).is_none_or(|kept| kept.state <= known.state) {
-            self.tokens.insert(token, known);
+            self.tokens.insert(token, Arc::new(known));
         }
+    }
+
+    /// Keeps a token that was just written, in the message `state`.
+    pub fn keep(&self, state: u64, token: &Arc<Token>, bytes: usize) {
+        let Some(known) = self.tokens.get(&token.id).filter(|known| known.state == state) else {
+            return;
+        };
+        let known = Known { token: Some((Arc::clone(token), bytes)), ..Known::clone(&known) };
+        self.tokens.insert(token.id, Arc::new(known));
+    }
+
+    /// A token as it was written here last, with its message, if its next move may be decided on that.
+    pub fn kept(&self, token: Uuid, now: Instant) -> Option<(Arc<Token>, u64)> {
+        let known = self.tokens.get(&token)?;
+        let (token, _) = known.token.as_ref()?;
+        self.guesses().make(now).then(|| (Arc::clone(token), known.state))
+    }
+
+    /// Notes that a commit on the message `state` of a token was refused, as others have moved it.
+    pub fn lost(&self, token: Uuid, state: u64) {
+        let kept = self.tokens.get(&token).filter(|known| known.token.is_some());
+        // It may be known by now what they have made of it.
+        if kept.is_none_or(|known| known.state == state) {
+            self.tokens.remove(&token);
+        }
+        self.guesses().refuse(Instant::now());
     }
 
     /// The ids of the newest events of a token whose message is `state`, and what a commit of it must
@@ -140,7 +242,7 @@ impl KnownTokens {
     pub fn expected(&self, token: Uuid, state: u64, now: Instant) -> Option<(Vec<Uuid>, u64)> {
         let known = self.tokens.get(&token)?;
         match known.expected(state, now) {
-            Expected::Sequence(sequence) => Some((known.events, sequence)),
+            Expected::Sequence(sequence) => Some((known.events.clone(), sequence)),
             Expected::Ask => None,
         }
     }
@@ -167,14 +269,15 @@ mod tests {
         let begun = Instant::now();
         let after = |millis| begun + Duration::from_millis(millis);
         let leaving = Leaving { sequence: 12, not_before: begun, not_after: after(100) };
-        let with = Known { state: 10, events: vec![], departure: Some(leaving) };
+        let departure = Some(leaving);
+        let with = Known { state: 10, events: vec![], departure, token: None };
         let without = Known { departure: None, ..with.clone() };
         for (known, state, now, expected) in [
             (&with, 10, 0, Expected::Sequence(12)),
             (&with, 10, 899, Expected::Sequence(12)),
             (&with, 10, 900, Expected::Ask),
-            (&with, 10, 2_599, Expected::Ask),
-            (&with, 10, 2_600, Expected::Sequence(10)),
+            (&with, 10, 1_699, Expected::Ask),
+            (&with, 10, 1_700, Expected::Sequence(10)),
             (&without, 10, 0, Expected::Sequence(10)),
             // Decided on another state than the known one.
             (&with, 8, 0, Expected::Ask),
@@ -188,11 +291,34 @@ mod tests {
     fn older_news_replaces_nothing() {
         let tokens = KnownTokens::new();
         let (id, now) = (Uuid::from_u128(1), Instant::now());
-        let known = |state| Known { state, events: vec![], departure: None };
+        let known = |state| Known { state, events: vec![], departure: None, token: None };
         tokens.record(id, known(8));
         tokens.record(id, known(5));
         assert_eq!(tokens.expected(id, 8, now), Some((vec![], 8)));
         assert_eq!(tokens.expected(id, 5, now), None);
         assert_eq!(tokens.expected(Uuid::from_u128(2), 8, now), None);
+    }
+
+    #[test]
+    fn where_guesses_are_refused_none_is_made_for_a_while() {
+        let (mut guesses, begun) = (Guesses::default(), Instant::now());
+        let after = |millis| begun + Duration::from_millis(millis);
+        assert!(guesses.make(after(0)));
+        guesses.refuse(after(0));
+        assert!(guesses.make(after(1)), "one may be wrong");
+        guesses.refuse(after(1));
+        assert!(!guesses.make(after(1_000)), "two among few are too many");
+        assert!(guesses.make(after(1_002)));
+        (0..2).for_each(|_| guesses.refuse(after(1_002)));
+        assert!(!guesses.make(after(3_001)) && guesses.make(after(3_003)), "twice as long");
+        for _ in 0..10 {
+            (0..2).for_each(|_| guesses.refuse(after(5_000)));
+        }
+        assert!(!guesses.make(after(64_999)) && guesses.make(after(65_001)), "a minute at most");
+        for _ in 0..2 * GUESSES {
+            assert!(guesses.make(after(66_000)));
+        }
+        (0..2).for_each(|_| guesses.refuse(after(66_000)));
+        assert!(guesses.make(after(67_001)), "what went well for long begins anew");
     }
 }

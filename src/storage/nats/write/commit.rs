@@ -52,7 +52,9 @@ pub struct Commit {
     pub event_id: Uuid,
     /// The token's version after it.
     pub version: u32,
-    /// The ids of the token's newest events before it, once that is known.
+    /// What it expects as the token's newest sequence, and the ids of the token's newest events
+    /// before it; of a move, once that is known.
+    newest: Option<u64>,
     earlier: Vec<Uuid>,
 }
 
@@ -75,6 +77,7 @@ impl Commit {
             messages: vec![(Piece::State, state), (Piece::Event, event)],
             event_id,
             version: 0,
+            newest: None,
             earlier: Vec::new(),
         })
     }
@@ -115,9 +118,12 @@ impl Commit {
             });
         }
         let workflow = token.workflow_id.clone();
+        let anywhere = names::token_anywhere(&workflow, token.id);
         // The event of the change before stands right after its token.
-        let previous = Some(expected.0 + 1);
-        Self::of_token(change, Uuid::new_v4(), Kind::Move { workflow, expected }, previous, age)
+        let (previous, kind) = (Some(expected.0 + 1), Kind::Move { workflow, expected });
+        let mut commit = Self::of_token(change, Uuid::new_v4(), kind, previous, age)?;
+        commit.state().set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
+        Ok(commit)
     }
 
     /// The commit that made a token what it is, as far as the token's message tells, with the data of
@@ -199,7 +205,8 @@ impl Commit {
             messages.push((piece, message));
         }
         let (target, version) = (Target::Token(token.id), token.version);
-        Ok(Self { target, kind, messages, event_id, version, earlier: Vec::new() })
+        let (newest, earlier) = (None, Vec::new());
+        Ok(Self { target, kind, messages, event_id, version, newest, earlier })
     }
 
     /// The message that holds the token or the definition.
@@ -209,16 +216,15 @@ impl Commit {
 
     /// Tells a move the sequence of the token's newest message, and the ids of its newest events.
     pub fn rely_on(&mut self, newest: u64, events: &[Uuid]) {
-        let (Kind::Move { workflow, .. }, Target::Token(token)) = (&self.kind, &self.target) else {
+        if self.newest == Some(newest) {
             return;
-        };
-        let anywhere = names::token_anywhere(workflow, *token);
+        }
+        self.newest = Some(newest);
         events.clone_into(&mut self.earlier);
         let events = list(&self.events());
         let state = self.state();
         state.set(header::EVENTS, events);
         state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, newest);
-        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
     }
 
     /// Of a move: the workflow, the token, and its message that the move was decided on.

@@ -4,35 +4,33 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
+use super::arbiter::{Arbiter, told};
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
-use super::find::{self, Found};
 use super::gather::Gathered;
 use super::mend::Mender;
-use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
-use super::pieces::{Verdict, judge};
-use crate::storage::nats::read::known::{Known, Leaving, Standing};
+use super::pending::{Pending, answer, no_room_for, tried};
+use crate::storage::nats::read::known::{Known, Leaving};
 use crate::storage::nats::read::reader::Reader;
-use crate::storage::nats::read::token;
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
 use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::wire::names;
 use crate::storage::{Sequence, StorageError};
 
 /// Changes of things that the batch under way changes, too, kept for the next one.
 const HELD_MAX: usize = 4_096;
 
 /// A batch costs nats-server a few milliseconds, however small it is. So the next one waits for as
-/// many changes as there were callers a moment ago, for up to this part of what the last one took.
-const PATIENCE_PART: u32 = 4;
-const PATIENCE_MAX: Duration = Duration::from_millis(5);
+/// many changes as there were callers a moment ago: for up to this part of what the last one took,
+/// and only as long as they keep coming, one within this part of it after the other.
+const PATIENCE_PART: u32 = 2;
+const PATIENCE_MAX: Duration = Duration::from_millis(8);
+const GAP_PART: u32 = 8;
 
 /// Pause before a change is tried again that the server could not take.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -54,9 +52,6 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
-/// Tokens that are asked for at once.
-const ASKED_AT_ONCE: usize = 32;
-
 /// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
 const REFUSALS_WHOLE: u32 = 2;
 
@@ -66,7 +61,7 @@ pub struct Committer {
     reader: Arc<Reader>,
     retention: Arc<Retention>,
     meter: Arc<Meter>,
-    mender: Mender,
+    arbiter: Arbiter,
     queue: mpsc::Receiver<Pending>,
     /// The sequence up to which the stream is known to be whole.
     whole: u64,
@@ -105,7 +100,7 @@ impl Committer {
             reader: Arc::clone(&mender.reader),
             retention,
             meter,
-            mender,
+            arbiter: Arbiter { mender },
             queue,
             whole: 0,
             looked,
@@ -183,7 +178,7 @@ impl Committer {
         if *self.looked.borrow() == disturbances {
             return Ok(());
         }
-        match self.mender.end_of_stream(self.whole).await {
+        match self.arbiter.mender.end_of_stream(self.whole).await {
             Ok(last) => {
                 self.whole = last;
                 self.look_at = None;
@@ -212,15 +207,18 @@ impl Committer {
         }
         let (hoped, patience) = self.hope;
         let until = Instant::now() + patience;
+        let gap = patience * PATIENCE_PART / GAP_PART;
         while self.held.len() < HELD_MAX && gathered.has_room() {
             let pending = match self.queue.try_recv() {
                 Ok(pending) => pending,
                 Err(_) if gathered.batch.len() >= hoped => break,
                 // Those who were just answered come back in a moment, if they come back.
-                Err(_) => match timeout_at(until, self.queue.recv()).await {
-                    Ok(Some(pending)) => pending,
-                    Ok(None) | Err(_) => break,
-                },
+                Err(_) => {
+                    match timeout_at(until.min(Instant::now() + gap), self.queue.recv()).await {
+                        Ok(Some(pending)) => pending,
+                        Ok(None) | Err(_) => break,
+                    }
+                }
             };
             self.sort_in(pending, &mut gathered);
         }
@@ -271,8 +269,9 @@ impl Committer {
                 self.put_back(tried(group, &error.to_string(), false), RETRY_PAUSE);
                 continue;
             }
-            let group = self.worth_trying(group).await;
-            let group = self.rely(group).await;
+            let group = self.arbiter.worth_trying(group).await;
+            let (group, unclear) = self.arbiter.rely(group).await;
+            self.put_back(unclear, RETRY_PAUSE);
             if group.is_empty() {
                 continue;
             }
@@ -293,61 +292,6 @@ impl Committer {
         }
     }
 
-    /// Tells each move of a group what it can rely on; asks for what cannot be known. Gives those that
-    /// can be tried.
-    async fn rely(&mut self, group: Vec<Pending>) -> Vec<Pending> {
-        let now = Instant::now();
-        let (mut ready, mut unsure) = (Vec::with_capacity(group.len()), Vec::new());
-        for mut pending in group {
-            let Some((workflow, id, state)) = pending.commit.moves() else {
-                ready.push(pending);
-                continue;
-            };
-            let workflow = workflow.clone();
-            match self.reader.known.expected(id, state, now) {
-                Some((events, newest)) => {
-                    pending.commit.rely_on(newest, &events);
-                    ready.push(pending);
-                }
-                None => unsure.push((pending, workflow, id, state)),
-            }
-        }
-        if unsure.is_empty() {
-            return ready;
-        }
-        let reader = Arc::clone(&self.reader);
-        let mut asked = stream::iter(unsure)
-            .map(|(pending, workflow, id, state)| {
-                let reader = Arc::clone(&reader);
-                async move { (pending, state, token::find(&reader, &workflow, id).await) }
-            })
-            .buffered(ASKED_AT_ONCE);
-        let mut retries = Vec::new();
-        while let Some((mut pending, state, found)) = asked.next().await {
-            let verdict = match &found {
-                Ok(found) => judge(state, pending.told, found.as_ref().map(Standing::seen)),
-                Err(error) => {
-                    error.to_string().clone_into(&mut pending.reason);
-                    Verdict::LookAgain
-                }
-            };
-            match (verdict, found) {
-                (Verdict::Try(newest), Ok(Some(found))) => {
-                    pending.commit.rely_on(newest, &found.state.marks.events);
-                    ready.push(pending);
-                }
-                (Verdict::Lost, _) if !pending.maybe_done => {
-                    let lost = pending.commit.lost();
-                    answer(pending, Err(lost));
-                }
-                _ => retries.push(pending),
-            }
-        }
-        drop(asked);
-        self.put_back(retries, RETRY_PAUSE);
-        ready
-    }
-
     fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
         if !group.is_empty() {
             self.retries.push_back((Instant::now() + pause, group));
@@ -360,30 +304,6 @@ impl Committer {
         let messages: Vec<_> =
             group.iter().flat_map(|pending| &pending.commit.messages).map(|(_, m)| m).collect();
         batch::send(&self.link, messages.into_iter()).await
-    }
-
-    /// Answers what has run out of time or was done by an earlier try; gives the rest.
-    async fn worth_trying(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let (maybe_done, mut worth): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|pending| pending.maybe_done);
-        let now = Instant::now();
-        worth = worth.into_iter().filter_map(|pending| expire_or_keep(pending, now)).collect();
-        if maybe_done.is_empty() {
-            return worth;
-        }
-        let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
-        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
-        for pending in maybe_done {
-            match found.next() {
-                Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
-                Some(Found::Unclear(reason)) => {
-                    answer(pending, Err(StorageError::OutcomeUnknown { reason }));
-                }
-                // It is not there, or cannot be looked for; then a try that fails says more.
-                Some(Found::Absent) | None => worth.extend(expire_or_keep(pending, Instant::now())),
-            }
-        }
-        worth
     }
 
     async fn refused(
@@ -403,13 +323,13 @@ impl Committer {
         let stubborn = group.iter().any(|pending| pending.refusals > REFUSALS_WHOLE);
         if group.len() > 1
             && told > 0
-            && let Some(place) = self.whose(&group, told).await
+            && let Some(place) = self.arbiter.whose(&group, told).await
         {
             // Its sequence says which one it is, so the others need not suffer for it.
             let mut culprit = group.remove(place);
             culprit.told = told;
             groups.push_front(group);
-            let again = self.lost(culprit).await;
+            let again = self.arbiter.lost(culprit).await;
             self.put_back(again.into_iter().collect(), Duration::ZERO);
             return;
         }
@@ -423,7 +343,7 @@ impl Committer {
             code::WRONG_LAST_SEQUENCE => {
                 for mut pending in group {
                     pending.told = told;
-                    let again = self.lost(pending).await;
+                    let again = self.arbiter.lost(pending).await;
                     let pause = if told > 0 { Duration::ZERO } else { RETRY_PAUSE };
                     self.put_back(again.into_iter().collect(), pause);
                 }
@@ -458,62 +378,6 @@ impl Committer {
         self.put_back(group, FULL_PAUSE);
     }
 
-    /// Which change of a group a message stands in the way of.
-    async fn whose(&self, group: &[Pending], told: u64) -> Option<usize> {
-        let message = self.reader.at(told).await.ok()??;
-        let target = match names::parse_token(&message.subject) {
-            Some((_, _, token)) => Target::Token(token),
-            None => Target::Workflow(names::parse_definition(&message.subject)?),
-        };
-        group.iter().position(|pending| pending.commit.target == target)
-    }
-
-    /// A change that nats-server has refused, as another one came before: unless that was an earlier
-    /// try of itself, or only the departure of its own token has come or gone. Gives it back if it
-    /// should be tried again.
-    async fn lost(&self, pending: Pending) -> Option<Pending> {
-        if pending.maybe_done {
-            let outcome = match find::find_commit(&self.mender, &pending.commit, pending.told).await
-            {
-                Ok(Found::Stored(sequence)) => Ok(sequence),
-                // What nats-server has refused is not under way any more; so this is for sure.
-                Ok(Found::Absent) if pending.commit.creates() => {
-                    match find::is_taken(&self.reader, &pending.commit.target).await {
-                        Ok(true) => Err(pending.commit.lost()),
-                        Ok(false) | Err(_) => return Some(pending),
-                    }
-                }
-                Ok(Found::Absent) => Err(pending.commit.lost()),
-                Ok(Found::Unclear(_)) | Err(_) => return Some(pending),
-            };
-            answer(pending, outcome);
-            return None;
-        }
-        if let Some((workflow, id, state)) = pending.commit.moves() {
-            return match token::find(&self.reader, workflow, id).await {
-                Ok(found) => match judge(state, pending.told, found.as_ref().map(Standing::seen)) {
-                    Verdict::Try(_) | Verdict::LookAgain => Some(pending),
-                    Verdict::Lost => {
-                        let lost = pending.commit.lost();
-                        answer(pending, Err(lost));
-                        None
-                    }
-                },
-                Err(_) => Some(pending),
-            };
-        }
-        // nats-server refuses a creation also where it cannot look, such as while it shuts down. So
-        // it has lost only to something that is there.
-        match find::is_taken(&self.reader, &pending.commit.target).await {
-            Ok(true) => {
-                let lost = pending.commit.lost();
-                answer(pending, Err(lost));
-                None
-            }
-            Ok(false) | Err(_) => Some(pending),
-        }
-    }
-
     /// Notes where each change of an acknowledged batch stands, and says so.
     fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
@@ -527,19 +391,13 @@ impl Committer {
             if let Target::Token(token) = commit.target {
                 let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };
                 let departure = commit.leaves().then_some(leaving);
-                let known = Known { state, events: commit.events(), departure };
+                let known = Known { state, events: commit.events(), departure, token: None };
                 self.reader.known.record(token, known);
             }
             self.changed.insert(commit.target.clone(), state);
             answer(pending, Ok(Sequence(state)));
         }
     }
-}
-
-/// The sequence that a refusal names, or 0. nats-server tells it in its words alone.
-fn told(description: &str) -> u64 {
-    let digits = description.rsplit(' ').next().unwrap_or_default();
-    digits.parse().unwrap_or(0)
 }
 
 /// What the task does next.

@@ -1,5 +1,6 @@
 //! What goes out: the messages of one change, the batch that commits them, the task that sends it.
 
+pub mod arbiter;
 pub mod batch;
 pub mod commit;
 pub mod committer;

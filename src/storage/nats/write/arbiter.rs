@@ -1,0 +1,163 @@
+//! Who has won: what a change can rely on before it is sent, what became of one whose answer was
+//! lost, and what a refusal means.
+
+use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
+
+use super::commit::Target;
+use super::find::{self, Found};
+use super::mend::Mender;
+use super::pending::{Pending, answer, expire_or_keep};
+use super::pieces::{Verdict, judge};
+use crate::storage::StorageError;
+use crate::storage::nats::read::known::Standing;
+use crate::storage::nats::read::token;
+use crate::storage::nats::wire::names;
+
+/// Tokens that are asked for at once.
+const ASKED_AT_ONCE: usize = 32;
+
+/// Answers changes that have won or lost, by what the stream shows.
+pub struct Arbiter {
+    pub mender: Mender,
+}
+
+impl Arbiter {
+    /// Tells each move of a group what it can rely on; asks for what cannot be known. Gives those that
+    /// can be tried, and those that must wait for another try.
+    pub async fn rely(&self, group: Vec<Pending>) -> (Vec<Pending>, Vec<Pending>) {
+        let (reader, now) = (&self.mender.reader, Instant::now());
+        let (mut ready, mut unsure) = (Vec::with_capacity(group.len()), Vec::new());
+        for mut pending in group {
+            let Some((workflow, id, state)) = pending.commit.moves() else {
+                ready.push(pending);
+                continue;
+            };
+            let workflow = workflow.clone();
+            match reader.known.expected(id, state, now) {
+                Some((events, newest)) => {
+                    pending.commit.rely_on(newest, &events);
+                    ready.push(pending);
+                }
+                None => unsure.push((pending, workflow, id, state)),
+            }
+        }
+        if unsure.is_empty() {
+            return (ready, Vec::new());
+        }
+        let mut asked = stream::iter(unsure)
+            .map(|(pending, workflow, id, state)| async move {
+                (pending, state, token::find(reader, &workflow, id).await)
+            })
+            .buffered(ASKED_AT_ONCE);
+        let mut retries = Vec::new();
+        while let Some((mut pending, state, found)) = asked.next().await {
+            let verdict = match &found {
+                Ok(found) => judge(state, pending.told, found.as_ref().map(Standing::seen)),
+                Err(error) => {
+                    error.to_string().clone_into(&mut pending.reason);
+                    Verdict::LookAgain
+                }
+            };
+            match (verdict, found) {
+                (Verdict::Try(newest), Ok(Some(found))) => {
+                    pending.commit.rely_on(newest, &found.state.marks.events);
+                    ready.push(pending);
+                }
+                (Verdict::Lost, _) if !pending.maybe_done => {
+                    let lost = pending.commit.lost();
+                    answer(pending, Err(lost));
+                }
+                _ => retries.push(pending),
+            }
+        }
+        drop(asked);
+        (ready, retries)
+    }
+
+    /// Answers what has run out of time or was done by an earlier try; gives the rest.
+    pub async fn worth_trying(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let (maybe_done, mut worth): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|pending| pending.maybe_done);
+        let now = Instant::now();
+        worth = worth.into_iter().filter_map(|pending| expire_or_keep(pending, now)).collect();
+        if maybe_done.is_empty() {
+            return worth;
+        }
+        let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
+        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
+        for pending in maybe_done {
+            match found.next() {
+                Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
+                Some(Found::Unclear(reason)) => {
+                    answer(pending, Err(StorageError::OutcomeUnknown { reason }));
+                }
+                // It is not there, or cannot be looked for; then a try that fails says more.
+                Some(Found::Absent) | None => worth.extend(expire_or_keep(pending, Instant::now())),
+            }
+        }
+        worth
+    }
+
+    /// Which change of a group a message stands in the way of.
+    pub async fn whose(&self, group: &[Pending], told: u64) -> Option<usize> {
+        let message = self.mender.reader.at(told).await.ok()??;
+        let target = match names::parse_token(&message.subject) {
+            Some((_, _, token)) => Target::Token(token),
+            None => Target::Workflow(names::parse_definition(&message.subject)?),
+        };
+        group.iter().position(|pending| pending.commit.target == target)
+    }
+
+    /// A change that nats-server has refused, as another one came before: unless that was an earlier
+    /// try of itself, or only the departure of its own token has come or gone. Gives it back if it
+    /// should be tried again.
+    pub async fn lost(&self, pending: Pending) -> Option<Pending> {
+        if pending.maybe_done {
+            let outcome = match find::find_commit(&self.mender, &pending.commit, pending.told).await
+            {
+                Ok(Found::Stored(sequence)) => Ok(sequence),
+                // What nats-server has refused is not under way any more; so this is for sure.
+                Ok(Found::Absent) if pending.commit.creates() => {
+                    match find::is_taken(&self.mender.reader, &pending.commit.target).await {
+                        Ok(true) => Err(pending.commit.lost()),
+                        Ok(false) | Err(_) => return Some(pending),
+                    }
+                }
+                Ok(Found::Absent) => Err(pending.commit.lost()),
+                Ok(Found::Unclear(_)) | Err(_) => return Some(pending),
+            };
+            answer(pending, outcome);
+            return None;
+        }
+        if let Some((workflow, id, state)) = pending.commit.moves() {
+            let Ok(found) = token::find(&self.mender.reader, workflow, id).await else {
+                return Some(pending);
+            };
+            let seen = found.as_ref().map(Standing::seen);
+            if judge(state, pending.told, seen) != Verdict::Lost {
+                return Some(pending);
+            }
+            self.mender.reader.known.lost(id, state);
+            let lost = pending.commit.lost();
+            answer(pending, Err(lost));
+            return None;
+        }
+        // nats-server refuses a creation also where it cannot look, such as while it shuts down. So
+        // it has lost only to something that is there.
+        match find::is_taken(&self.mender.reader, &pending.commit.target).await {
+            Ok(true) => {
+                let lost = pending.commit.lost();
+                answer(pending, Err(lost));
+                None
+            }
+            Ok(false) | Err(_) => Some(pending),
+        }
+    }
+}
+
+/// The sequence that a refusal names, or 0. nats-server tells it in its words alone.
+pub fn told(description: &str) -> u64 {
+    let digits = description.rsplit(' ').next().unwrap_or_default();
+    digits.parse().unwrap_or(0)
+}
