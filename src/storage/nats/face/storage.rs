@@ -203,7 +203,7 @@ impl NATSStorage {
     }
 
     async fn write_token(&self, commit: Commit, token: Token) -> Result<StoredToken, StorageError> {
-        let bytes = commit.bytes();
+        let bytes = commit.messages[0].1.payload.len();
         let stored = stored(token, self.write(commit).await?);
         self.reader.known.keep(stored.revision.0, &stored.token, bytes);
         Ok(stored)

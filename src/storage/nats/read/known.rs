@@ -8,6 +8,7 @@
 //! decided anew on a fresh read. A refused check costs all changes of its batch a second try, so
 //! where it happens often, nothing is decided on what is kept for a while.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,11 +21,15 @@ use uuid::Uuid;
 use super::stored::Stored;
 use crate::domain::Token;
 
-/// Bytes of what is kept, about.
-const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// Tokens of which something is known, in each of two generations; about 200 bytes each. What was
+/// read for a move must be there until that is sent, so the newest are never thrown out.
+const GENERATION_MAX: usize = 25_000;
 
-/// Bytes of what is known of a token without the token itself.
-const KNOWN_BYTES: u64 = 256;
+/// Bytes of tokens that are kept, about.
+const KEPT_BYTES_MAX: u64 = 48 << 20;
+
+/// Bytes of a kept token beside its data.
+const KEPT_BYTES: u64 = 256;
 
 /// What a token takes in memory, in bytes of its JSON.
 const MEMORY_FACTOR: u64 = 3;
@@ -78,7 +83,7 @@ impl Standing {
 }
 
 /// The newest messages of one token.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// The sequence of the message that holds the token.
     pub state: u64,
@@ -86,8 +91,6 @@ pub struct Known {
     pub events: Vec<Uuid>,
     /// The departure of its newest move, if it left a place.
     pub departure: Option<Leaving>,
-    /// The token itself with the length of its JSON, if it was written here.
-    pub token: Option<(Arc<Token>, usize)>,
 }
 
 /// A departure, and between which moments it was stored.
@@ -117,7 +120,7 @@ impl Known {
             Leaving { sequence: departure.sequence, not_before: stored, not_after: now }
         });
         let events = standing.state.marks.events.clone();
-        Self { state: standing.state.sequence, events, departure, token: None }
+        Self { state: standing.state.sequence, events, departure }
     }
 
     /// What the check of a commit must expect that is decided on the message `state`.
@@ -136,19 +139,49 @@ impl Known {
     }
 }
 
+/// A token as it was written here, with its message.
+#[derive(Debug, Clone)]
+struct Kept {
+    token: Arc<Token>,
+    state: u64,
+    /// The length of its JSON.
+    bytes: usize,
+}
+
 #[derive(Debug, Clone)]
 struct Bytes;
 
-impl Weighter<Uuid, Arc<Known>> for Bytes {
-    fn weight(&self, _: &Uuid, known: &Arc<Known>) -> u64 {
-        let token = known.token.as_ref().map_or(0, |(_, bytes)| MEMORY_FACTOR * *bytes as u64);
-        KNOWN_BYTES + token
+impl Weighter<Uuid, Kept> for Bytes {
+    fn weight(&self, _: &Uuid, kept: &Kept) -> u64 {
+        KEPT_BYTES + MEMORY_FACTOR * kept.bytes as u64
     }
 }
 
-/// What is known of many tokens; which of them, use decides.
+/// What is known of the tokens that were read or written last.
+#[derive(Debug, Default)]
+struct Generations {
+    newer: HashMap<Uuid, Known>,
+    older: HashMap<Uuid, Known>,
+}
+
+impl Generations {
+    fn get(&self, token: Uuid) -> Option<&Known> {
+        self.newer.get(&token).or_else(|| self.older.get(&token))
+    }
+
+    fn insert(&mut self, token: Uuid, known: Known) {
+        if self.newer.len() >= GENERATION_MAX {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(token, known);
+    }
+}
+
+/// What is known of many tokens.
 pub struct KnownTokens {
-    tokens: Cache<Uuid, Arc<Known>, Bytes>,
+    known: Mutex<Generations>,
+    /// Which of them are kept, use decides.
+    kept: Cache<Uuid, Kept, Bytes>,
     guesses: Mutex<Guesses>,
 }
 
@@ -190,9 +223,13 @@ impl Guesses {
 
 impl KnownTokens {
     pub fn new() -> Self {
-        let items = usize::try_from(KEPT_BYTES_MAX / 2_048).unwrap_or(1);
-        let tokens = Cache::with_weighter(items, KEPT_BYTES_MAX, Bytes);
-        Self { tokens, guesses: Mutex::default() }
+        let items = usize::try_from(KEPT_BYTES_MAX / 4_096).unwrap_or(1);
+        let kept = Cache::with_weighter(items, KEPT_BYTES_MAX, Bytes);
+        Self { known: Mutex::default(), kept, guesses: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Generations> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn guesses(&self) -> MutexGuard<'_, Guesses> {
@@ -201,46 +238,48 @@ impl KnownTokens {
 
     /// Forgets everything.
     pub fn forget(&self) {
-        self.tokens.clear();
+        *self.known() = Generations::default();
+        self.kept.clear();
     }
 
-    /// Keeps what was read or written, unless something newer is known.
+    /// Notes what was read or written, unless something newer is known.
     pub fn record(&self, token: Uuid, known: Known) {
-        if self.tokens.get(&token).is_none_or(|kept| kept.state <= known.state) {
-            self.tokens.insert(token, Arc::new(known));
+        let mut all = self.known();
+        if all.get(token).is_none_or(|there| there.state <= known.state) {
+            all.insert(token, known);
         }
     }
 
     /// Keeps a token that was just written, in the message `state`.
     pub fn keep(&self, state: u64, token: &Arc<Token>, bytes: usize) {
-        let Some(known) = self.tokens.get(&token.id).filter(|known| known.state == state) else {
-            return;
-        };
-        let known = Known { token: Some((Arc::clone(token), bytes)), ..Known::clone(&known) };
-        self.tokens.insert(token.id, Arc::new(known));
+        if self.kept.get(&token.id).is_none_or(|kept| kept.state < state) {
+            self.kept.insert(token.id, Kept { token: Arc::clone(token), state, bytes });
+        }
     }
 
     /// A token as it was written here last, with its message, if its next move may be decided on that.
     pub fn kept(&self, token: Uuid, now: Instant) -> Option<(Arc<Token>, u64)> {
-        let known = self.tokens.get(&token)?;
-        let (token, _) = known.token.as_ref()?;
-        self.guesses().make(now).then(|| (Arc::clone(token), known.state))
+        let kept = self.kept.get(&token)?;
+        // Something newer was read since.
+        if self.known().get(token).is_some_and(|known| known.state > kept.state) {
+            return None;
+        }
+        self.guesses().make(now).then_some((kept.token, kept.state))
     }
 
     /// Notes that a commit on the message `state` of a token was refused, as others have moved it.
     pub fn lost(&self, token: Uuid, state: u64) {
-        let kept = self.tokens.get(&token).filter(|known| known.token.is_some());
-        // It may be known by now what they have made of it.
-        if kept.is_none_or(|known| known.state == state) {
-            self.tokens.remove(&token);
+        if self.kept.get(&token).is_some_and(|kept| kept.state == state) {
+            self.kept.remove(&token);
+            self.guesses().refuse(Instant::now());
         }
-        self.guesses().refuse(Instant::now());
     }
 
     /// The ids of the newest events of a token whose message is `state`, and what a commit of it must
     /// expect.
     pub fn expected(&self, token: Uuid, state: u64, now: Instant) -> Option<(Vec<Uuid>, u64)> {
-        let known = self.tokens.get(&token)?;
+        let all = self.known();
+        let known = all.get(token)?;
         match known.expected(state, now) {
             Expected::Sequence(sequence) => Some((known.events.clone(), sequence)),
             Expected::Ask => None,
@@ -270,7 +309,7 @@ mod tests {
         let after = |millis| begun + Duration::from_millis(millis);
         let leaving = Leaving { sequence: 12, not_before: begun, not_after: after(100) };
         let departure = Some(leaving);
-        let with = Known { state: 10, events: vec![], departure, token: None };
+        let with = Known { state: 10, events: vec![], departure };
         let without = Known { departure: None, ..with.clone() };
         for (known, state, now, expected) in [
             (&with, 10, 0, Expected::Sequence(12)),
@@ -291,7 +330,7 @@ mod tests {
     fn older_news_replaces_nothing() {
         let tokens = KnownTokens::new();
         let (id, now) = (Uuid::from_u128(1), Instant::now());
-        let known = |state| Known { state, events: vec![], departure: None, token: None };
+        let known = |state| Known { state, events: vec![], departure: None };
         tokens.record(id, known(8));
         tokens.record(id, known(5));
         assert_eq!(tokens.expected(id, 8, now), Some((vec![], 8)));

@@ -391,7 +391,7 @@ impl Committer {
             if let Target::Token(token) = commit.target {
                 let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };
                 let departure = commit.leaves().then_some(leaving);
-                let known = Known { state, events: commit.events(), departure, token: None };
+                let known = Known { state, events: commit.events(), departure };
                 self.reader.known.record(token, known);
             }
             self.changed.insert(commit.target.clone(), state);
