@@ -38,7 +38,7 @@ pub enum Backend {
         /// `NATS_URL`, the limits and the times.
         config: NATSStorageConfig,
         /// Replicas, credentials and certificates.
-        options: NATSStorageOptions,
+        options: Box<NATSStorageOptions>,
     },
 }
 
@@ -85,11 +85,7 @@ impl Config {
         if let Err(error) = EnvFilter::try_new(&log) {
             return Err(wrong(&RUST_LOG, &log, error.to_string().trim()));
         }
-        let metrics = match environment.text(&METRICS_ENABLED)?.as_str() {
-            "true" => true,
-            "false" => false,
-            other => return Err(wrong(&METRICS_ENABLED, other, "use true or false")),
-        };
+        let metrics = environment.is_true(&METRICS_ENABLED)?;
         Ok(Self { backend, listen, metrics, log })
     }
 }
@@ -108,6 +104,14 @@ impl Environment<'_> {
             Some(value) => value.into_string().map(Some).map_err(|value| {
                 wrong(wanted, &shown(wanted, value.to_string_lossy().into()), "it is not UTF-8")
             }),
+        }
+    }
+
+    fn is_true(&self, variable: &Variable) -> Result<bool, ConfigError> {
+        match self.text(variable)?.as_str() {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            other => Err(wrong(variable, other, "use true or false")),
         }
     }
 
@@ -166,6 +170,7 @@ impl Environment<'_> {
             credentials_file: self.path(&NATS_CREDENTIALS_FILE)?,
             tls_ca_file: self.path(&NATS_TLS_CA_FILE)?,
             tls_client_files,
+            lower_limits: self.is_true(&NATS_LOWER_LIMITS)?,
             health_check_interval: self.seconds(&HEALTH_CHECK_INTERVAL, HOUR)?,
         };
         for path in [&options.credentials_file, &options.tls_ca_file].into_iter().flatten() {
@@ -180,7 +185,7 @@ impl Environment<'_> {
             // All but the addresses has been checked above.
             return Err(wrong(&NATS_URL, &shown(&NATS_URL, url), &error.rule));
         }
-        Ok(Backend::Nats { config, options })
+        Ok(Backend::Nats { config, options: Box::new(options) })
     }
 }
 

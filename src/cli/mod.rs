@@ -21,7 +21,7 @@ use crate::graphql::create_schema;
 use crate::http;
 use crate::storage::WorkflowStorage;
 use crate::storage::memory::InMemoryStorage;
-use crate::storage::nats::{self, NATSStorage};
+use crate::storage::nats::{self, NATSStorage, NATSStorageOptions};
 use crate::storage::sqlite::{SqliteStorage, SqliteStorageConfig};
 
 /// Threads for what blocks: reads of the disk, and conditions that loop. More would only take memory.
@@ -150,7 +150,8 @@ async fn open(config: &Config) -> Result<Opened, BoxError> {
             Ok(Opened { storage, place, failed: never() })
         }
         Backend::Nats { config, options } => {
-            let storage = NATSStorage::start(config.clone(), options.clone()).await?;
+            let storage =
+                NATSStorage::start(config.clone(), NATSStorageOptions::clone(options)).await?;
             let storage = Arc::new(storage);
             // What cannot work stops the start before anything is served. A bus that is not there
             // yet does not: the server says that it is not ready until it is.

@@ -29,6 +29,7 @@ variables! {
     NATS_MAX_MESSAGES = "1000000", "messages that the stream may hold; history goes first";
     NATS_MAX_BYTES = "1073741824", "bytes that the stream may hold; history goes first";
     NATS_MAX_AGE = "604800", "seconds that events and completed tokens are kept; nothing live ever ages";
+    NATS_LOWER_LIMITS = "false", "whether a start may lower the limits of a stream that is there: true or false";
     NATS_CONNECTION_TIMEOUT = "10", "seconds that one attempt to connect may take";
     NATS_RECONNECT_BUFFER_SIZE = "4194304", "bytes of writes that may wait for the store, such as during a reconnect";
     NATS_CREDENTIALS_FILE = "", "a file of credentials, as nsc makes them";
@@ -38,12 +39,13 @@ variables! {
 }
 
 /// Those that have a meaning for the nats backend alone.
-pub const NATS_VARIABLES: [Variable; 11] = [
+pub const NATS_VARIABLES: [Variable; 12] = [
     NATS_URL,
     NATS_REPLICAS,
     NATS_MAX_MESSAGES,
     NATS_MAX_BYTES,
     NATS_MAX_AGE,
+    NATS_LOWER_LIMITS,
     NATS_CONNECTION_TIMEOUT,
     NATS_RECONNECT_BUFFER_SIZE,
     NATS_CREDENTIALS_FILE,

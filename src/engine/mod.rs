@@ -151,6 +151,7 @@ impl Engine {
         check_triggered_by(request.triggered_by.as_deref())?;
         let request = Arc::new(request);
         let mut at_hand = self.storage.token_at_hand(token);
+        let mut decided_on = None;
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let guess = at_hand.take();
             let guessed = guess.is_some();
@@ -159,7 +160,12 @@ impl Engine {
                 None => self.token_to_act_on(token).await?,
             };
             let workflow = self.workflow_of(&stored.token).await?;
-            let now = self.world.now();
+            // A time of its own for each state, none before that of the state.
+            let now = match decided_on {
+                Some((revision, now)) if revision == stored.revision => now,
+                _ => self.world.now(),
+            };
+            decided_on = Some((stored.revision, now));
             let change = match decide(workflow, stored.token, Arc::clone(&request), now).await {
                 Ok(change) => change,
                 // Others may have moved it; only a fresh look may refuse.

@@ -211,3 +211,69 @@ cuts! {
         movers.join_all().await;
     };
 }
+
+/// What the first version wrote: departures before their tokens, and no headers but the format.
+#[test]
+fn a_store_of_the_first_version_is_read_and_goes_on() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let storage = nats.open().await;
+        let workflow = review_workflow("w");
+        let created = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+        storage.insert_workflow(workflow.definition().clone(), created).await.unwrap();
+        let bus = Bus::connect(&nats).await;
+        let first = bus.last_sequence().await + 1;
+        let draft = storage.insert_token(new_token(&workflow, json!({ "n": 1 }))).await.unwrap();
+        let review = fire(&storage, &workflow, &draft, "submit").await;
+        let mut messages = Vec::new();
+        for sequence in first..=bus.last_sequence().await {
+            messages.extend(bus.raw(sequence).await);
+        }
+        storage.close().await;
+        // The creation's token was rolled up, so: its event, then token, event, departure of the move.
+        let [born, token, event, departure] = messages.try_into().unwrap();
+        let id = review.token.id;
+
+        for cut in [2, 3] {
+            let nats = NatsServer::start().unwrap();
+            let (storage, bus) = (nats.open().await, Bus::connect(&nats).await);
+            let created = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+            storage.insert_workflow(workflow.definition().clone(), created).await.unwrap();
+            storage.close().await;
+            let before = bus.last_sequence().await;
+            let old = [&born, &departure, &token, &event];
+            for (n, message) in (1..).zip(&old[..=cut]) {
+                let mut message = Raw::clone(message);
+                message.sequence = before + n;
+                let ages = message.headers.get("Nats-TTL").cloned();
+                message.headers = async_nats::HeaderMap::new();
+                message.headers.insert("Cb-Format", "1");
+                if let Some(ages) = ages.filter(|ages| ages.as_str() != "1s") {
+                    message.headers.insert("Nats-TTL", ages);
+                }
+                if message.subject.ends_with("transitions") {
+                    let mut payload: serde_json::Value =
+                        serde_json::from_slice(&message.payload).unwrap();
+                    payload["previous_sequence"] = (before + 1).into();
+                    message.payload = payload.to_string().into();
+                }
+                bus.publish_raw(&message).await;
+            }
+            // Whether its event is there or was cut off, it is there once.
+            let storage = nats.open().await;
+            let found = storage.load_token(id, None).await.unwrap().unwrap();
+            assert_eq!((found.token.version, found.token.place.as_str()), (2, "review"));
+            let moved = fire(&storage, &workflow, &found, "finish").await;
+            let all = contents(&storage).await;
+            assert_eq!(all.tokens[&id], (3, "done".to_owned()));
+            let versions = |completed| {
+                let of_token = all.events.keys().filter(|key| key.1 == Some(id));
+                of_token.filter(|key| key.3 == completed).count()
+            };
+            assert_eq!((versions(false), versions(true)), (3, 1), "{all:#?}");
+            let moves = storage.token_moves(&moved.token, None, ALL).await.unwrap().items.len();
+            assert_eq!(moves, 2);
+            storage.close().await;
+        }
+    });
+}

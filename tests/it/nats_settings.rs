@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use circuit_breaker::storage::{
     PageLimit, StorageError, StorageHealth, TokenScope, WorkflowStorage,
 };
-use circuit_breaker::{NATSOpenError, NATSStorage, NATSStorageConfig};
+use circuit_breaker::{NATSOpenError, NATSStorage, NATSStorageConfig, NATSStorageOptions};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
+use crate::nats_races::create_workflow;
 use crate::nats_server::{self, NatsServer, configured, free_port};
 use crate::support::{
     CREATE_WORKFLOW, FIRE, Server, as_written, fired, new_token, review_input, review_workflow,
@@ -391,6 +392,54 @@ fn the_guide_s_variables_reach_the_stream_and_its_messages() {
     assert_eq!(runtime.block_on(settings(&bus))["max_msgs"], 6_000);
     let (_, log) = server.stop();
     assert!(log.contains("max_msgs from 5000 to 6000"), "{log}");
+}
+
+#[test]
+fn a_start_lowers_no_limit_unless_it_is_told_to_and_never_below_what_is_there() {
+    let Some(nats) = NatsServer::start() else { return };
+    let (url, runtime) = (nats.url(), runtime());
+    let variables = |max: &'static str, lower: &'static str| {
+        [
+            ("STORAGE_BACKEND", "nats".to_owned()),
+            ("NATS_URL", url.clone()),
+            ("NATS_MAX_MESSAGES", max.to_owned()),
+            ("NATS_LOWER_LIMITS", lower.to_owned()),
+        ]
+    };
+    let start = |max, lower| {
+        let variables = variables(max, lower);
+        let variables: Vec<_> =
+            variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        Server::start(&variables)
+    };
+    let bus = runtime.block_on(Bus::connect(&nats));
+    let limit = || runtime.block_on(settings(&bus))["max_msgs"].clone();
+    let server = start("5000", "false");
+    create_workflow(&server);
+    let create = "mutation { createToken(input: { workflowId: \"w\" }) { id } }";
+    for _ in 0..60 {
+        let created = server.client().ask(create, &json!({})).unwrap();
+        assert!(created.get("errors").is_none(), "{created}");
+    }
+    // A second server that asks for less works on the same stream, and takes nothing away.
+    let other = start("100", "false");
+    create_workflow(&other);
+    assert_eq!(limit(), 5_000);
+    let (_, log) = other.stop();
+    assert!(log.contains("keeps its max_msgs of 5000"), "{log}");
+    server.stop();
+
+    let server = start("1000", "true");
+    create_workflow(&server);
+    assert_eq!(limit(), 1_000);
+    server.stop();
+    let storage = runtime.block_on(NATSStorage::with_options(
+        NATSStorageConfig { default_max_messages: 100, ..nats.config() },
+        NATSStorageOptions { lower_limits: true, ..NATSStorageOptions::new() },
+    ));
+    let error = storage.map(drop).unwrap_err().to_string();
+    assert!(error.contains("max_msgs of 100 is less than the 122"), "{error}");
+    assert_eq!(limit(), 1_000);
 }
 
 #[test]

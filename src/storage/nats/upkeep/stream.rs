@@ -1,7 +1,7 @@
 //! The stream: made if it is not there, checked if it is, never deleted.
 
 use serde_json::{Map, Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::jetstream::{self, ApiError, ask, code};
@@ -42,7 +42,8 @@ pub async fn open(
     let wanted = wanted(config, options);
     let info = match ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await {
         Ok(info) => {
-            let changes = compare(&info["config"], &wanted).map_err(OpenError::Refused)?;
+            let mut changes = compare(&info["config"], &wanted).map_err(OpenError::Refused)?;
+            keep_limits(&mut changes, &info, options.lower_limits).map_err(OpenError::Refused)?;
             if changes.is_empty() { info } else { update(link, info, changes).await? }
         }
         Err(error) if error.is(code::STREAM_NOT_FOUND) => create(link, &wanted).await?,
@@ -296,6 +297,50 @@ fn compare(found: &Value, wanted: &Map<String, Value>) -> Result<Vec<(String, Va
     ))
 }
 
+/// Takes out of the changes what would lower a limit, or says what it would remove: under a lower
+/// limit nats-server removes the oldest messages, whatever they are, and other servers may rely on the
+/// limit that is there.
+fn keep_limits(
+    changes: &mut Vec<(String, Value)>,
+    info: &Value,
+    lower: bool,
+) -> Result<(), String> {
+    let limit = |value: &Value| value.as_i64().and_then(|n| u64::try_from(n).ok());
+    let mut wrong = Vec::new();
+    changes.retain(|(field, wanted)| {
+        let holds = match field.as_str() {
+            "max_msgs" => info["state"]["messages"].as_u64().unwrap_or(0),
+            "max_bytes" => info["state"]["bytes"].as_u64().unwrap_or(0),
+            _ => return true,
+        };
+        let (found, wanted) = (limit(&info["config"][field]), limit(wanted));
+        let lowers = wanted.is_some_and(|wanted| found.is_none_or(|found| found > wanted));
+        let shown = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
+        if !lowers {
+            return true;
+        }
+        if !lower {
+            warn!(
+                "stream {STREAM} keeps its {field} of {}; this server asks for {}, and limits are only raised unless NATS_LOWER_LIMITS is true",
+                shown(found),
+                shown(wanted)
+            );
+            return false;
+        }
+        if wanted.is_some_and(|wanted| wanted < holds) {
+            wrong.push(format!("{field} of {} is less than the {holds} that it holds", shown(wanted)));
+        }
+        true
+    });
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "the limits of stream {STREAM} cannot be lowered: {}; nats-server would remove the oldest messages, live tokens and definitions among them; remove history first, or ask for more",
+        wrong.join("; ")
+    ))
+}
+
 /// nats-server leaves out what is false or nothing.
 fn same(found: &Value, wanted: &Value) -> bool {
     let nothing = match wanted {
@@ -370,5 +415,21 @@ mod tests {
             let error = with(field, value.clone()).unwrap_err();
             assert!(error.contains(field) && error.contains(&value.to_string()), "{error}");
         }
+    }
+
+    #[test]
+    fn limits_are_raised_and_lowered_only_where_that_is_asked_for() {
+        let kept = |found: i64, wanted: i64, holds: u64, lower: bool| {
+            let info = json!({ "config": { "max_msgs": found }, "state": { "messages": holds } });
+            let mut changes = vec![("max_msgs".to_owned(), json!(wanted))];
+            keep_limits(&mut changes, &info, lower).map(|()| changes.len())
+        };
+        assert_eq!(kept(1_000, 2_000, 900, false), Ok(1), "raised");
+        assert_eq!(kept(1_000, 950, 900, false), Ok(0), "kept");
+        assert_eq!(kept(-1, 2_000, 900, false), Ok(0), "no limit is higher than any");
+        assert_eq!(kept(1_000, 950, 900, true), Ok(1), "lowered");
+        let error = kept(1_000, 150, 900, true).unwrap_err();
+        assert!(error.contains("max_msgs of 150") && error.contains("900"), "{error}");
+        assert!(kept(-1, 150, 900, true).is_err());
     }
 }

@@ -24,6 +24,9 @@ const OPEN_PAUSE: Duration = Duration::from_millis(250);
 /// Pause before what did not work is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// The least time between two scans of which nothing but an unanswered request is the reason.
+const SCAN_PAUSE: Duration = Duration::from_secs(300);
+
 /// Time for one scan of all tokens: a million take some seconds.
 const CLEANING_MAX: Duration = Duration::from_secs(120);
 
@@ -100,6 +103,7 @@ impl Supervisor {
         }
         let mut changes = self.link.changes();
         let (mut was_connected, mut cleaned, mut retry) = (true, None, RETRY_PAUSE);
+        let mut scanned = None;
         loop {
             let connected = self.link.is_connected();
             self.meter.set_connected(connected);
@@ -111,7 +115,7 @@ impl Supervisor {
             }
             was_connected = connected;
             let period = self.options.health_check_interval;
-            let period = if !connected || self.look(&mut cleaned).await {
+            let period = if !connected || self.look(&mut cleaned, &mut scanned).await {
                 retry = RETRY_PAUSE;
                 period
             } else {
@@ -125,7 +129,7 @@ impl Supervisor {
 
     /// Looks at the stream, and cleans up if a server of it may have crashed since. Whether all of
     /// it worked.
-    async fn look(&self, cleaned: &mut Option<Origin>) -> bool {
+    async fn look(&self, cleaned: &mut Option<Origin>, scanned: &mut Option<Instant>) -> bool {
         let state = match jetstream::stream_state(&self.link).await {
             Ok(state) => state,
             Err(error) => {
@@ -143,8 +147,15 @@ impl Supervisor {
         if cleaned.as_ref() == Some(&origin) {
             return true;
         }
-        if cleaned.as_ref().is_some_and(|cleaned| cleaned.leader_since != origin.leader_since) {
-            self.link.disturb();
+        if let Some(cleaned) = cleaned {
+            if cleaned.leader_since != origin.leader_since {
+                self.link.disturb();
+            }
+            // That a request had no answer is seldom a restart, and a scan goes through all tokens.
+            let same = Origin { unanswered: origin.unanswered, ..cleaned.clone() };
+            if same == origin && scanned.is_some_and(|at| at.elapsed() < SCAN_PAUSE) {
+                return true;
+            }
         }
         let removing = stale_states::remove(&self.link, &self.reader, &state);
         match timeout(CLEANING_MAX, removing).await {
@@ -156,7 +167,7 @@ impl Supervisor {
                     );
                 }
                 self.clean.send_replace(origin.server_id.clone());
-                *cleaned = Some(origin);
+                (*cleaned, *scanned) = (Some(origin), Some(Instant::now()));
                 return true;
             }
             Ok(Err(error)) => {

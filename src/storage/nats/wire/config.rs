@@ -71,6 +71,9 @@ pub struct NATSStorageOptions {
     pub tls_ca_file: Option<PathBuf>,
     /// Certificate and key (PEM) to show to the server.
     pub tls_client_files: Option<(PathBuf, PathBuf)>,
+    /// Whether a start may lower the limits of a stream that is there, to what it holds at the least.
+    /// Else they are only ever raised, as other servers may rely on them.
+    pub lower_limits: bool,
     /// How often the store is looked at and, while it cannot be reached, the log says so.
     pub health_check_interval: Duration,
 }
@@ -83,6 +86,7 @@ impl NATSStorageOptions {
             credentials_file: None,
             tls_ca_file: None,
             tls_client_files: None,
+            lower_limits: false,
             health_check_interval: Duration::from_secs(30),
         }
     }
