@@ -8,7 +8,7 @@ use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::{Figure, StorageError, StorageHealth};
+use crate::storage::{Figure, FigureKind, StorageError, StorageHealth};
 
 /// How long a broken connection counts as being mended.
 pub const RECONNECTING_MAX: Duration = Duration::from_secs(5);
@@ -86,6 +86,14 @@ impl Monitor {
                 "The part of the writes since the start that failed for want of NATS.",
                 self.meter.error_rate(),
             ),
+            Figure {
+                kind: FigureKind::Counter,
+                ..Figure::gauge(
+                    "nats_torn_changes_mended_total",
+                    "Changes that nats-server had cut off in the middle and that were finished here.",
+                    self.meter.mended() as f64,
+                )
+            },
         ];
         if let Ok(state) = jetstream::stream_state(&self.link).await {
             let of = |count: u64| count as f64;

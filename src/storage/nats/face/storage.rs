@@ -111,6 +111,7 @@ impl NATSStorage {
         let mender = Mender {
             link: Arc::clone(&link),
             reader: Arc::clone(&reader),
+            meter: Arc::clone(&meter),
             age: config.default_max_age,
         };
         // No number of disturbances: nothing has been looked at yet.

@@ -14,6 +14,7 @@ pub struct Meter {
     writes: AtomicU64,
     failed: AtomicU64,
     lag_micros: AtomicU64,
+    mended: AtomicU64,
     disconnected: Mutex<Option<Instant>>,
 }
 
@@ -32,6 +33,15 @@ impl Meter {
     pub fn record_wait(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.lag_micros.store(micros, Relaxed);
+    }
+
+    pub fn record_mended(&self) {
+        self.mended.fetch_add(1, Relaxed);
+    }
+
+    /// Changes that nats-server had cut off and that were mended here.
+    pub fn mended(&self) -> u64 {
+        self.mended.load(Relaxed)
     }
 
     pub fn set_connected(&self, connected: bool) {

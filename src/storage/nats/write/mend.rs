@@ -24,6 +24,7 @@ use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::read::token;
 use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::{self, header};
 
 /// How often it looks anew where others mend or move the same token at the same time.
@@ -33,6 +34,7 @@ const ROUNDS_MAX: usize = 8;
 pub struct Mender {
     pub link: Arc<Link>,
     pub reader: Arc<Reader>,
+    pub meter: Arc<Meter>,
     /// How long events are kept.
     pub age: Duration,
 }
@@ -252,7 +254,10 @@ impl Mender {
 
     async fn send(&self, messages: Vec<Outgoing>) -> Result<Mended, StorageError> {
         match batch::send(&self.link, messages.iter()).await {
-            Ok(_) => Ok(Mended::Done),
+            Ok(_) => {
+                self.meter.record_mended();
+                Ok(Mended::Done)
+            }
             Err(BatchError::Refused { err_code, .. })
                 if err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY =>
             {
