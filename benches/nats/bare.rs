@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::client::Times;
 
-/// Messages of a move: the departure, the token, the event.
+/// Messages of a move: the token, the event, the departure.
 const MESSAGES: usize = 3;
 /// nats-server's limit of a batch.
 const BATCH_MESSAGES_MAX: usize = 1_000;
@@ -22,7 +22,8 @@ type Sent<'a> = (String, Bytes, &'a [(&'a str, &'a str)]);
 /// One token of the limit's own.
 struct Moving {
     id: Uuid,
-    sequence: u64,
+    /// The sequence of its newest message.
+    newest: u64,
     place: usize,
 }
 
@@ -33,6 +34,9 @@ pub struct Bare {
     token: Bytes,
     event: Bytes,
 }
+
+/// Three ids, as a token's message names those of its newest events.
+const EVENTS: &str = "01890a5d-ac96-774b-bcce-b302099a8057,01890a5d-ac96-774b-bcce-b302099a8058,01890a5d-ac96-774b-bcce-b302099a8059";
 
 const PLACES: [&str; 2] = ["open", "review"];
 
@@ -49,7 +53,7 @@ impl Bare {
             let id = Uuid::new_v4();
             let answer = bare.client.request(subject(id, 0), bare.token.clone());
             let answer: Value = parse(&answer.await.expect("it answers").payload);
-            bare.tokens.push(Moving { id, sequence: number(&answer["seq"]), place: 0 });
+            bare.tokens.push(Moving { id, newest: number(&answer["seq"]), place: 0 });
         }
         bare
     }
@@ -65,23 +69,34 @@ impl Bare {
             let token = &self.tokens[at];
             let (here, there) =
                 (subject(token.id, token.place), subject(token.id, 1 - token.place));
-            let expected = token.sequence.to_string();
+            let expected = token.newest.to_string();
+            let anywhere = format!("cb.workflows.limit.places.*.tokens.{}", token.id);
             let messages: [Sent; MESSAGES] = [
+                (
+                    there,
+                    self.token.clone(),
+                    &[
+                        ("Nats-Expected-Last-Subject-Sequence", &expected),
+                        ("Nats-Expected-Last-Subject-Sequence-Subject", &anywhere),
+                        ("Cb-Format", "2"),
+                        ("Cb-Events", EVENTS),
+                        ("Cb-Previous", "100000"),
+                    ],
+                ),
+                (
+                    "cb.workflows.limit.events.transitions".to_owned(),
+                    self.event.clone(),
+                    &[("Nats-TTL", "604800s"), ("Cb-Format", "2")],
+                ),
                 (
                     here,
                     Bytes::new(),
                     &[
-                        ("Nats-Expected-Last-Subject-Sequence", &expected),
                         ("Nats-Rollup", "sub"),
                         ("Nats-TTL", "1s"),
-                        ("Cb-Format", "1"),
+                        ("Cb-Format", "2"),
+                        ("Cb-Moved-To", PLACES[1 - token.place]),
                     ],
-                ),
-                (there, self.token.clone(), &[("Cb-Format", "1")]),
-                (
-                    "cb.workflows.limit.events.transitions".to_owned(),
-                    self.event.clone(),
-                    &[("Nats-TTL", "604800s"), ("Cb-Format", "1")],
                 ),
             ];
             for (subject, payload, more) in messages {
@@ -104,7 +119,8 @@ impl Bare {
         let first = number(&answer["seq"]) + 1 - count as u64;
         for index in 0..moves {
             let at = (from + index) % self.tokens.len();
-            self.tokens[at].sequence = first + (index * MESSAGES) as u64 + 1;
+            // The departure: it lives longer than the tokens need to take turns.
+            self.tokens[at].newest = first + (index * MESSAGES) as u64 + 2;
             self.tokens[at].place = 1 - self.tokens[at].place;
         }
     }

@@ -122,7 +122,19 @@ impl Mender {
         if missing.is_empty() {
             return Ok(None);
         }
-        let messages = self.repair_of(found, commit, &missing)?;
+        // How far behind the token stands what is missing first.
+        let place = match () {
+            () if missing.contains(&Piece::Event) => 1,
+            () if missing.contains(&Piece::Completion) => 2,
+            () => 0,
+        };
+        let mut messages = self.repair_of(found, commit, &missing)?;
+        if place > 0
+            && found.state.sequence + place > last
+            && let Some(first) = messages.first_mut()
+        {
+            still_the_end(first, last);
+        }
         self.send(messages).await.map(Some)
     }
 
@@ -215,19 +227,24 @@ impl Mender {
     }
 
     /// Writes the event of a change alone, of which others have already gone on: the message of the
-    /// change was `state`. If somebody has written it already, that is as good.
+    /// change was `state`. If somebody has written it already, that is as good; but if it is missing at
+    /// the `end` of the stream alone, and that has moved on, it must be looked at again.
     pub async fn tell_late(
         &self,
         mut event: Outgoing,
         event_id: Uuid,
         state: u64,
-    ) -> Result<(), StorageError> {
+        end: Option<u64>,
+    ) -> Result<Mended, StorageError> {
         event.set(header::REPAIRED, state + 1);
-        self.send(vec![event, self.repair_record(event_id)]).await.map(drop)
+        if let Some(end) = end {
+            still_the_end(&mut event, end);
+        }
+        self.send(vec![event, self.repair_record(event_id)]).await
     }
 
     /// A definition stays as it is; its event, where it is missing, is told late.
-    async fn mend_definition(
+    pub async fn mend_definition(
         &self,
         found: &Stored,
         last: u64,
@@ -248,8 +265,8 @@ impl Mender {
         let payload = outgoing::event_payload(&event, event_id, None)?;
         let message = Outgoing::new(names::event(&definition.id, event.kind), payload)
             .with(header::TTL, outgoing::ttl(self.age));
-        self.tell_late(message, event_id, found.sequence).await?;
-        Ok(Some(Mended::Done))
+        let end = (found.sequence == last).then_some(last);
+        self.tell_late(message, event_id, found.sequence, end).await.map(Some)
     }
 
     async fn send(&self, messages: Vec<Outgoing>) -> Result<Mended, StorageError> {
@@ -275,4 +292,10 @@ impl Mender {
             }
         }
     }
+}
+
+/// What is missing at the end of the stream may be about to be stored: a batch is taken before all of
+/// it can be read. So what mends it there must find the end as it was.
+fn still_the_end(first: &mut Outgoing, last: u64) {
+    first.set(header::EXPECTED_LAST_SEQUENCE, last);
 }
