@@ -117,7 +117,7 @@ impl Reader {
     }
 
     /// Notes that there is a message with this sequence.
-    pub fn note(&self, sequence: u64) {
+    pub fn record_sequence(&self, sequence: u64) {
         self.last.fetch_max(sequence, Ordering::AcqRel);
     }
 
@@ -170,7 +170,7 @@ impl Reader {
             };
         }
         if let Some(found) = &found {
-            self.note(found.sequence);
+            self.record_sequence(found.sequence);
         }
         Ok(found)
     }
@@ -229,7 +229,7 @@ impl Reader {
                 }
                 Ok(run) => {
                     if let Some(newest) = run.messages.last() {
-                        self.note(newest.sequence);
+                        self.record_sequence(newest.sequence);
                     }
                     return Ok(run);
                 }

@@ -9,7 +9,7 @@ use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -67,6 +67,8 @@ struct Waiters {
     unanswered: AtomicU64,
     /// What else may hide a restart of nats-server.
     disturbed: AtomicU64,
+    /// Tells the one who looks for what that may have left.
+    disturbance: Notify,
     /// What the server said last that was not an answer, such as a refused permission.
     complaint: Mutex<Option<String>>,
 }
@@ -111,6 +113,7 @@ impl Replies {
         let answer = self.try_next().await;
         if answer.is_err() {
             self.waiters.unanswered.fetch_add(1, Ordering::Relaxed);
+            self.waiters.disturbance.notify_one();
         }
         answer
     }
@@ -200,6 +203,12 @@ impl Link {
     /// Notes that the stream has another leader.
     pub fn disturb(&self) {
         self.waiters.disturbed.fetch_add(1, Ordering::Relaxed);
+        self.waiters.disturbance.notify_one();
+    }
+
+    /// Waits until [`Link::disturbances`] grows by something else than the connection; for one waiter.
+    pub async fn disturbed(&self) {
+        self.waiters.disturbance.notified().await;
     }
 
     /// A number that changes whenever the connection breaks or stands again.

@@ -159,6 +159,7 @@ impl Committer {
                 },
                 // Whether the connection changed or time passed, it begins anew.
                 Ok(()) = self.changes.changed() => {}
+                () = self.link.disturbed() => {}
                 () = sleep_until(until) => {}
             }
         }
@@ -382,7 +383,7 @@ impl Committer {
     fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
-        self.reader.note(last);
+        self.reader.record_sequence(last);
         self.whole = self.whole.max(last);
         let mut next = last + 1 - count as u64;
         for pending in group {
