@@ -114,21 +114,16 @@ impl Arbiter {
     /// should be tried again.
     pub async fn lost(&self, pending: Pending) -> Option<Pending> {
         if pending.maybe_done {
-            let outcome = match find::find_commit(&self.mender, &pending.commit, pending.told).await
-            {
-                Ok(Found::Stored(sequence)) => Ok(sequence),
-                // What nats-server has refused is not under way any more; so this is for sure.
-                Ok(Found::Absent) if pending.commit.creates() => {
-                    match find::is_taken(&self.mender.reader, &pending.commit.target).await {
-                        Ok(true) => Err(pending.commit.lost()),
-                        Ok(false) | Err(_) => return Some(pending),
-                    }
+            match find::find_commit(&self.mender, &pending.commit, pending.told).await {
+                Ok(Found::Stored(sequence)) => {
+                    answer(pending, Ok(sequence));
+                    return None;
                 }
-                Ok(Found::Absent) => Err(pending.commit.lost()),
+                // It has lost only to something else, as below: where its token is as it was decided on,
+                // an earlier try that is still under way could yet be taken.
+                Ok(Found::Absent) => {}
                 Ok(Found::Unclear(_)) | Err(_) => return Some(pending),
-            };
-            answer(pending, outcome);
-            return None;
+            }
         }
         if let Some((workflow, id, state)) = pending.commit.moves() {
             let Ok(found) = token::find(&self.mender.reader, workflow, id).await else {

@@ -345,6 +345,11 @@ impl Steps<'_> {
             }
             Trace::Passed(state) => self.passed(who, &change, &seen, state),
             // What was refused is not under way any more.
+            // It has lost only to something else: an earlier try could yet be taken.
+            Trace::None if refused && seen.state.sequence == change.state => {
+                let again = Step::Hold(Change { newest: seen.newest, ..change });
+                self.push(format!("{who} tries {id} again"), |w| w.servers[who].step = again);
+            }
             Trace::None if refused => self.push(format!("{who} finds {id} not done"), |world| {
                 world.refused.insert(change.token.ids.clone());
                 world.end(who);
