@@ -212,6 +212,44 @@ cuts! {
     };
 }
 
+/// A nats-server that does not let the engine write what a repair needs, as with permissions of an
+/// earlier version.
+#[test]
+fn where_a_cut_cannot_be_mended_writes_are_refused_in_time_and_say_why() {
+    runtime().block_on(async {
+        let act = async |storage: &Arc<NATSStorage>, workflow: &Workflow, all: Vec<StoredToken>| {
+            fire(storage, workflow, &all[0], "submit").await;
+        };
+        let Some(Scene { before, was, messages, .. }) = scene(act).await else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nats.conf");
+        let config = "authorization { users: [ { user: admin, password: a }
+            { user: engine, password: e, permissions { subscribe: \"_INBOX.>\"
+              publish: [ \"cb.workflows.>\", \"$JS.API.>\", \"_INBOX.>\" ] } } ] }";
+        std::fs::write(&path, config).unwrap();
+        let nats = NatsServer::on_copy_with(&before, &["-c", path.to_str().unwrap()]);
+        Bus::log_in(&nats.url(), "admin", "a").await.publish_raw(&messages[0]).await;
+
+        let url = nats.url().replace("nats://", "nats://engine:e@");
+        let config = circuit_breaker::NATSStorageConfig { nats_urls: vec![url], ..nats.config() };
+        let storage = NATSStorage::new(config).await.unwrap();
+        let begun = std::time::Instant::now();
+        let refused = storage.insert_token(new_token(&review_workflow("w"), json!({}))).await;
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("cannot be mended") && error.contains("cb.store"), "{error}");
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(15), "{took:?}");
+        // Reads go on, and have waited long enough.
+        let begun = std::time::Instant::now();
+        for id in was.tokens.keys().chain(was.tokens.keys()) {
+            assert!(storage.load_token(*id, None).await.unwrap().is_some());
+        }
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(8), "ten reads took {took:?}");
+        storage.close().await;
+    });
+}
+
 /// What the first version wrote: departures before their tokens, and no headers but the format.
 #[test]
 fn a_store_of_the_first_version_is_read_and_goes_on() {

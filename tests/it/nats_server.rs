@@ -110,8 +110,14 @@ impl NatsServer {
 
     /// Starts one on a copy of the files of a server that is stopped.
     pub fn on_copy_of(other: &Self) -> Self {
+        Self::on_copy_with(other, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn on_copy_with(other: &Self, more: &[&str]) -> Self {
         assert!(other.child.is_none(), "its files may change");
-        let arguments: Vec<_> = other.arguments.iter().map(String::as_str).collect();
+        let arguments = other.arguments.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.chain(more.iter().copied()).collect();
         let mut server = Self::stopped(&other.binary, &arguments);
         copy(other.folder.path(), server.folder.path());
         server.run();

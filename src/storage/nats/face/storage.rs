@@ -55,6 +55,8 @@ pub struct NATSStorage {
     opened: watch::Receiver<Opened>,
     /// What had disturbed the connection when the end of the stream was looked at last.
     looked: watch::Receiver<u64>,
+    /// Since when that is not done: reads wait for it a moment in all, not a moment each.
+    unlooked: Mutex<Option<Instant>>,
     /// The nats-server process whose stream was cleaned last.
     clean: watch::Receiver<String>,
     /// The one that is not yet, and until when lists wait for it.
@@ -151,6 +153,7 @@ impl NATSStorage {
             config,
             opened,
             looked,
+            unlooked: Mutex::new(None),
             clean,
             queue,
             tasks,
@@ -183,9 +186,18 @@ impl NATSStorage {
         let mut looked = self.looked.clone();
         let disturbances = self.link.disturbances();
         let is_current = |looked: &u64| *looked != u64::MAX && *looked >= disturbances;
-        if !is_current(&looked.borrow()) && self.link.is_connected() {
-            // A read by id is right before it, too; what is missing is events, and places show more.
-            drop(timeout(LOOK_WAIT_MAX, looked.wait_for(is_current)).await);
+        let until = {
+            let mut since = self.unlooked.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_current(&looked.borrow()) {
+                *since = None;
+                return Ok(());
+            }
+            *since.get_or_insert_with(Instant::now) + LOOK_WAIT_MAX
+        };
+        // A read by id is right before it, too; what is missing is events, and places show more. So
+        // where it takes long, reads go on.
+        if self.link.is_connected() {
+            drop(timeout_at(until, looked.wait_for(is_current)).await);
         }
         Ok(())
     }

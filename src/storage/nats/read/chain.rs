@@ -10,19 +10,27 @@ use super::reader::Reader;
 use super::stored::Stored;
 use crate::domain::EventKind;
 use crate::storage::StorageError;
-use crate::storage::nats::wire::names::{self, ALL_REPAIRS};
+use crate::storage::nats::wire::names::{self, ALL_EVENTS, ALL_REPAIRS};
 
 /// Events of the same workflow that are looked through for one that was written late.
 const LATE_MAX: usize = 1_024;
 
 /// Whether this is an event of that version of a token: its completion, or what came before that.
-pub fn is_event_of(stored: &Stored, token: Uuid, version: u32, completion: bool) -> bool {
-    stored.event().is_ok_and(|stored| {
-        let event = stored.event;
-        event.token_id == Some(token)
-            && event.token_version == Some(version)
-            && (event.kind == EventKind::TokenCompleted) == completion
-    })
+///
+/// An event that cannot be read may be the one, so it is an error and not another one.
+pub fn is_event_of(
+    stored: &Stored,
+    token: Uuid,
+    version: u32,
+    completion: bool,
+) -> Result<bool, StorageError> {
+    if !names::covers(ALL_EVENTS, &stored.subject) {
+        return Ok(false);
+    }
+    let event = stored.event()?.event;
+    Ok(event.token_id == Some(token)
+        && event.token_version == Some(version)
+        && (event.kind == EventKind::TokenCompleted) == completion)
 }
 
 /// Whether this is an event of that token.
@@ -56,7 +64,9 @@ async fn event_at(
     version: u32,
 ) -> Result<Option<Stored>, StorageError> {
     let found = reader.at(place).await?;
-    if found.as_ref().is_some_and(|found| is_event_of(found, token, version, false)) {
+    if let Some(there) = &found
+        && is_event_of(there, token, version, false)?
+    {
         return Ok(found);
     }
     // That an event was written late is so rare that mostly there is no record of any.
@@ -67,10 +77,12 @@ async fn event_at(
     let filter = names::events_of(&workflow);
     let deadline = tokio::time::Instant::now() + super::reader::RUN_WAIT_MAX;
     let later = reader.events(&filter, place + 1, LATE_MAX, deadline).await?.messages;
-    let is_it = |stored: &Stored| {
-        stored.marks.repaired == Some(place) && is_event_of(stored, token, version, false)
-    };
-    Ok(later.into_iter().find(is_it))
+    for stored in later.into_iter().filter(|stored| stored.marks.repaired == Some(place)) {
+        if is_event_of(&stored, token, version, false)? {
+            return Ok(Some(stored));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether this event is a move.

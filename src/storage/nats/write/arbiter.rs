@@ -1,8 +1,10 @@
 //! Who has won: what a change can rely on before it is sent, what became of one whose answer was
 //! lost, and what a refusal means.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, stream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::commit::Target;
 use super::find::{self, Found};
@@ -11,11 +13,15 @@ use super::pending::{Pending, answer, expire_or_keep};
 use super::pieces::{Verdict, judge};
 use crate::storage::StorageError;
 use crate::storage::nats::read::known::Standing;
+use crate::storage::nats::read::reader::unavailable;
 use crate::storage::nats::read::token;
 use crate::storage::nats::wire::names;
 
 /// Tokens that are asked for at once.
 const ASKED_AT_ONCE: usize = 32;
+
+/// Time for all of them; they take a fraction of a millisecond each.
+const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Answers changes that have won or lost, by what the stream shows.
 pub struct Arbiter {
@@ -45,33 +51,39 @@ impl Arbiter {
         if unsure.is_empty() {
             return (ready, Vec::new());
         }
-        let mut asked = stream::iter(unsure)
-            .map(|(pending, workflow, id, state)| async move {
-                (pending, state, token::find(reader, &workflow, id).await)
-            })
+        let until = Instant::now() + ASK_WAIT_MAX;
+        let tokens: Vec<_> =
+            unsure.iter().map(|(_, workflow, id, _)| (workflow.clone(), *id)).collect();
+        let mut asked = stream::iter(tokens)
+            .map(|(workflow, id)| async move { token::find(reader, &workflow, id).await })
             .buffered(ASKED_AT_ONCE);
         let mut retries = Vec::new();
-        while let Some((mut pending, state, found)) = asked.next().await {
-            let verdict = match &found {
-                Ok(found) => judge(state, pending.told, found.as_ref().map(Standing::seen)),
+        for (mut pending, _, id, state) in unsure {
+            let late = || unavailable("its token could not be read in time");
+            let found = timeout_at(until, asked.next()).await.ok().flatten();
+            let verdict = match found.unwrap_or_else(|| Err(late())) {
+                Ok(found) => {
+                    let verdict = judge(state, pending.told, found.as_ref().map(Standing::seen));
+                    if let (Verdict::Try(newest), Some(found)) = (verdict, &found) {
+                        pending.commit.rely_on(newest, &found.state.marks.events);
+                    }
+                    verdict
+                }
                 Err(error) => {
                     error.to_string().clone_into(&mut pending.reason);
                     Verdict::LookAgain
                 }
             };
-            match (verdict, found) {
-                (Verdict::Try(newest), Ok(Some(found))) => {
-                    pending.commit.rely_on(newest, &found.state.marks.events);
-                    ready.push(pending);
-                }
-                (Verdict::Lost, _) if !pending.maybe_done => {
+            match verdict {
+                Verdict::Try(_) => ready.push(pending),
+                Verdict::Lost if !pending.maybe_done => {
+                    reader.known.lost(id, state);
                     let lost = pending.commit.lost();
                     answer(pending, Err(lost));
                 }
-                _ => retries.push(pending),
+                Verdict::Lost | Verdict::LookAgain => retries.push(pending),
             }
         }
-        drop(asked);
         (ready, retries)
     }
 
@@ -114,7 +126,7 @@ impl Arbiter {
     /// should be tried again.
     pub async fn lost(&self, pending: Pending) -> Option<Pending> {
         if pending.maybe_done {
-            match find::find_commit(&self.mender, &pending.commit, pending.told).await {
+            match find::find_in_time(&self.mender, &pending.commit, pending.told).await {
                 Ok(Found::Stored(sequence)) => {
                     answer(pending, Ok(sequence));
                     return None;

@@ -158,13 +158,11 @@ impl Commit {
         let events =
             if state.marks.events.is_empty() { vec![event_id] } else { state.marks.events.clone() };
         first.set(header::EVENTS, list(&events));
-        if let Some(event) = event {
-            commit.messages.retain_mut(|(piece, message)| {
-                if *piece == Piece::Event {
-                    *message = event.clone();
-                }
-                true
-            });
+        let mut messages = commit.messages.iter_mut();
+        if let Some(event) = event
+            && let Some((_, message)) = messages.find(|(piece, _)| *piece == Piece::Event)
+        {
+            *message = event;
         }
         Ok(commit)
     }

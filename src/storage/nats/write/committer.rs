@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::debug;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tracing::{debug, warn};
 
 use super::arbiter::{Arbiter, told};
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
 use super::gather::Gathered;
 use super::mend::Mender;
-use super::pending::{Pending, answer, no_room_for, tried};
+use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
 use crate::storage::nats::read::known::{Known, Leaving};
-use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
 use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
@@ -52,6 +52,10 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
+/// The most time for one look, and the least between two log lines that say that looks fail.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
+const TELL_PERIOD: Duration = Duration::from_secs(30);
+
 /// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
 const REFUSALS_WHOLE: u32 = 2;
 
@@ -72,6 +76,8 @@ pub struct Committer {
     changes: watch::Receiver<u64>,
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
+    /// When the log was told that looks fail.
+    told_at: Option<Instant>,
     /// Changes that wait for the end of a change of the same thing.
     held: VecDeque<Pending>,
     /// What the batch before changed: where it stands now.
@@ -105,6 +111,7 @@ impl Committer {
             whole: 0,
             looked,
             look_at: None,
+            told_at: None,
             held: VecDeque::new(),
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
@@ -126,6 +133,7 @@ impl Committer {
                     self.hope = (count + waiting, patience);
                 }
                 Work::Retry(group) => self.settle(group).await,
+                // It has told what stands in its way, and is tried again.
                 Work::Look => drop(self.look_at_the_end().await),
             }
         }
@@ -179,15 +187,22 @@ impl Committer {
         if *self.looked.borrow() == disturbances {
             return Ok(());
         }
-        match self.arbiter.mender.end_of_stream(self.whole).await {
+        let look = timeout(LOOK_WAIT_MAX, self.arbiter.mender.end_of_stream(self.whole)).await;
+        match look.unwrap_or_else(|_| Err(unavailable("the end of the stream is read too slowly")))
+        {
             Ok(last) => {
                 self.whole = last;
-                self.look_at = None;
+                (self.look_at, self.told_at) = (None, None);
                 self.looked.send_replace(disturbances);
                 Ok(())
             }
             Err(error) => {
-                self.look_at = Some(Instant::now() + LOOK_AGAIN_PAUSE);
+                let now = Instant::now();
+                if self.told_at.is_none_or(|at| now >= at + TELL_PERIOD) {
+                    warn!(%error, "the end of the stream cannot be looked at; nothing is written before that");
+                    self.told_at = Some(now);
+                }
+                self.look_at = Some(now + LOOK_AGAIN_PAUSE);
                 if matches!(error, StorageError::Full { .. }) {
                     self.retention.make_room().await;
                 }
@@ -267,7 +282,9 @@ impl Committer {
         let mut groups = Groups::from([batch]);
         while let Some(group) = groups.pop_front() {
             if let Err(error) = self.look_at_the_end().await {
-                self.put_back(tried(group, &error.to_string(), false), RETRY_PAUSE);
+                let (group, now) = (tried(group, &error.to_string(), false), Instant::now());
+                let in_time = group.into_iter().filter_map(|one| expire_or_keep(one, now));
+                self.put_back(in_time.collect(), RETRY_PAUSE);
                 continue;
             }
             let group = self.arbiter.worth_trying(group).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::commit::{Commit, Kind, Target};
 use super::mend::{Mended, Mender};
@@ -11,7 +11,7 @@ use super::outgoing::Outgoing;
 use super::pieces::{Piece, Remembered, Trace, trace};
 use crate::storage::nats::read::chain;
 use crate::storage::nats::read::known::Standing;
-use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::read::token;
 use crate::storage::nats::upkeep::stale_states;
@@ -57,14 +57,20 @@ pub async fn find_commits(mender: &Mender, commits: &[&Commit]) -> Vec<Found> {
     found
 }
 
-/// Looks whether a commit is stored, by the id of its event, and mends it if it is torn. `told` is
-/// the newest sequence that nats-server named when it refused it, else 0: a look that shows less is
-/// older than that.
-pub async fn find_commit(
+/// The same for one commit that was refused: see [`find_commit`].
+pub async fn find_in_time(
     mender: &Mender,
     commit: &Commit,
     told: u64,
 ) -> Result<Found, StorageError> {
+    let looked = timeout(LOOK_WAIT, find_commit(mender, commit, told)).await;
+    looked.unwrap_or_else(|_| Err(unavailable("it could not be looked for in time")))
+}
+
+/// Looks whether a commit is stored, by the id of its event, and mends it if it is torn. `told` is
+/// the newest sequence that nats-server named when it refused it, else 0: a look that shows less is
+/// older than that.
+async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Found, StorageError> {
     let (Target::Token(id), Kind::CreateToken { workflow } | Kind::Move { workflow, .. }) =
         (&commit.target, &commit.kind)
     else {
@@ -86,10 +92,12 @@ pub async fn find_commit(
             Trace::None => return Ok(Found::Absent),
             Trace::Untold => return along_the_events(&mender.reader, &found, commit).await,
             Trace::Passed(state) => {
-                let sequence = tell_if_untold(mender, commit, state).await?;
+                if !is_told(mender, commit, state).await? {
+                    continue;
+                }
                 // Its departure may have been cut off, too, and nobody who went on has seen that.
                 stale_states::remove_older(&mender.link, &mender.reader, workflow, *id).await?;
-                return Ok(Found::Stored(sequence));
+                return Ok(Found::Stored(Sequence(state)));
             }
             Trace::Newest => match mender.mend(&found, last, event_of(commit)).await? {
                 None => return Ok(Found::Stored(Sequence(found.state.sequence))),
@@ -114,22 +122,21 @@ fn trace_of(state: &Stored, commit: &Commit) -> Result<Trace, StorageError> {
     Ok(trace(&seen, commit.event_id, commit.version))
 }
 
-/// Writes the event of a commit from which others have gone on, if it is missing.
-async fn tell_if_untold(
-    mender: &Mender,
-    commit: &Commit,
-    state: u64,
-) -> Result<Sequence, StorageError> {
+/// Whether the event is there of a commit from which others have gone on; writes it if it is missing.
+/// Not if somebody else writes it at the same time: then that must be seen.
+async fn is_told(mender: &Mender, commit: &Commit, state: u64) -> Result<bool, StorageError> {
     let (Target::Token(id), Some(event)) = (&commit.target, event_of(commit)) else {
-        return Ok(Sequence(state));
+        return Ok(true);
     };
-    let there = mender.reader.at(state + 1).await?;
-    let told = there.is_some_and(|it| chain::is_event_of(&it, *id, commit.version, false))
-        || mender.reader.last(&names::repair(commit.event_id)).await?.is_some();
-    if !told {
-        mender.tell_late(event, commit.event_id, state, None).await?;
+    let stands = match mender.reader.at(state + 1).await? {
+        Some(there) => chain::is_event_of(&there, *id, commit.version, false)?,
+        None => false,
+    };
+    if stands || mender.reader.last(&names::repair(commit.event_id)).await?.is_some() {
+        return Ok(true);
     }
-    Ok(Sequence(state))
+    let told = mender.tell_late(event, commit.event_id, state, None).await?;
+    Ok(told == Mended::Done)
 }
 
 /// The event of a commit as it was sent.

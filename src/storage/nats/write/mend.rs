@@ -25,7 +25,7 @@ use crate::storage::nats::read::token;
 use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::wire::names::{self, header};
+use crate::storage::nats::wire::names::{self, ALL_EVENTS, header};
 
 /// How often it looks anew where others mend or move the same token at the same time.
 const ROUNDS_MAX: usize = 8;
@@ -123,10 +123,12 @@ impl Mender {
             return Ok(None);
         }
         // How far behind the token stands what is missing first.
-        let place = match () {
-            () if missing.contains(&Piece::Event) => 1,
-            () if missing.contains(&Piece::Completion) => 2,
-            () => 0,
+        let place = if missing.contains(&Piece::Event) {
+            1
+        } else if missing.contains(&Piece::Completion) {
+            2
+        } else {
+            0
         };
         let mut messages = self.repair_of(found, commit, &missing)?;
         if place > 0
@@ -151,9 +153,7 @@ impl Mender {
         let (token, version) = (state.token()?.token.id, commit.version);
         let there = |n: u64, completion: bool| async move {
             match self.reader.at(state.sequence + n).await? {
-                Some(event) => {
-                    Ok::<_, StorageError>(chain::is_event_of(&event, token, version, completion))
-                }
+                Some(event) => chain::is_event_of(&event, token, version, completion),
                 // What was there has aged or was removed. What never was, nothing can have removed.
                 None => Ok(state.sequence + n <= last),
             }
@@ -251,10 +251,11 @@ impl Mender {
     ) -> Result<Option<Mended>, StorageError> {
         let definition = found.definition()?;
         let there = match self.reader.at(found.sequence + 1).await? {
-            Some(event) => event.event().is_ok_and(|stored| {
-                stored.event.kind == EventKind::WorkflowCreated
-                    && stored.event.workflow_id == definition.id
-            }),
+            Some(event) if names::covers(ALL_EVENTS, &event.subject) => {
+                let event = event.event()?.event;
+                event.kind == EventKind::WorkflowCreated && event.workflow_id == definition.id
+            }
+            Some(_) => false,
             None => found.sequence < last,
         };
         let Some(event_id) = found.event_id().filter(|_| !there) else { return Ok(None) };
