@@ -110,6 +110,8 @@ impl NATSStorage {
         let (index, meter) = (Arc::new(WorkflowIndex::default()), Arc::new(Meter::default()));
         let (queue, waiting) =
             Queue::new(Arc::clone(&link), Arc::clone(&meter), config.reconnect_buffer_size);
+        let (set_opened, opened) =
+            watch::channel(Opened::NotYet("it has not connected yet".into()));
         let mender = Mender {
             link: Arc::clone(&link),
             reader: Arc::clone(&reader),
@@ -118,10 +120,14 @@ impl NATSStorage {
         };
         // No number of disturbances: nothing has been looked at yet.
         let (set_looked, looked) = watch::channel(u64::MAX);
-        let committer =
-            Committer::new(mender, Arc::clone(&retention), Arc::clone(&meter), waiting, set_looked);
-        let (set_opened, opened) =
-            watch::channel(Opened::NotYet("it has not connected yet".into()));
+        let committer = Committer::new(
+            mender,
+            Arc::clone(&retention),
+            Arc::clone(&meter),
+            waiting,
+            opened.clone(),
+            set_looked,
+        );
         let (set_clean, clean) = watch::channel(String::new());
         let supervisor = Supervisor {
             link: Arc::clone(&link),

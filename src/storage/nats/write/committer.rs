@@ -17,6 +17,7 @@ use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
 use crate::storage::nats::read::known::{Known, Leaving};
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
+use crate::storage::nats::upkeep::supervisor::Opened;
 use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
@@ -69,6 +70,8 @@ pub struct Committer {
     queue: mpsc::Receiver<Pending>,
     /// The sequence up to which the stream is known to be whole.
     whole: u64,
+    /// Before that there is no end to look at.
+    opened: watch::Receiver<Opened>,
     /// What had disturbed the connection when the end of the stream was looked at last; readers wait
     /// for it.
     looked: watch::Sender<u64>,
@@ -98,6 +101,7 @@ impl Committer {
         retention: Arc<Retention>,
         meter: Arc<Meter>,
         queue: mpsc::Receiver<Pending>,
+        opened: watch::Receiver<Opened>,
         looked: watch::Sender<u64>,
     ) -> Self {
         Self {
@@ -109,6 +113,7 @@ impl Committer {
             arbiter: Arbiter { mender },
             queue,
             whole: 0,
+            opened,
             looked,
             look_at: None,
             told_at: None,
@@ -167,6 +172,7 @@ impl Committer {
                 },
                 // Whether the connection changed or time passed, it begins anew.
                 Ok(()) = self.changes.changed() => {}
+                Ok(()) = self.opened.changed() => {}
                 () = self.link.disturbed() => {}
                 () = sleep_until(until) => {}
             }
@@ -176,6 +182,7 @@ impl Committer {
     /// Whether nats-server may have been restarted since the last look, and can be asked.
     fn wants_to_look(&self) -> bool {
         *self.looked.borrow() != self.link.disturbances()
+            && matches!(*self.opened.borrow(), Opened::Yes)
             && self.link.is_connected()
             && self.look_at.is_none_or(|at| at <= Instant::now())
     }
