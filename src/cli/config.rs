@@ -171,6 +171,7 @@ impl Environment<'_> {
             tls_ca_file: self.path(&NATS_TLS_CA_FILE)?,
             tls_client_files,
             lower_limits: self.is_true(&NATS_LOWER_LIMITS)?,
+            recreate_stream: self.is_true(&NATS_RECREATE_STREAM)?,
             health_check_interval: self.seconds(&HEALTH_CHECK_INTERVAL, HOUR)?,
         };
         for path in [&options.credentials_file, &options.tls_ca_file].into_iter().flatten() {

@@ -30,6 +30,7 @@ variables! {
     NATS_MAX_BYTES = "1073741824", "bytes that the stream may hold; history goes first";
     NATS_MAX_AGE = "604800", "seconds that events and completed tokens are kept; nothing live ever ages";
     NATS_LOWER_LIMITS = "false", "whether a start may lower the limits of a stream that is there: true or false";
+    NATS_RECREATE_STREAM = "false", "whether a running server makes a stream anew that was deleted: true or false";
     NATS_CONNECTION_TIMEOUT = "10", "seconds that one attempt to connect may take";
     NATS_RECONNECT_BUFFER_SIZE = "4194304", "bytes of writes that may wait for the store, such as during a reconnect";
     NATS_CREDENTIALS_FILE = "", "a file of credentials, as nsc makes them";
@@ -39,13 +40,14 @@ variables! {
 }
 
 /// Those that have a meaning for the nats backend alone.
-pub const NATS_VARIABLES: [Variable; 12] = [
+pub const NATS_VARIABLES: [Variable; 13] = [
     NATS_URL,
     NATS_REPLICAS,
     NATS_MAX_MESSAGES,
     NATS_MAX_BYTES,
     NATS_MAX_AGE,
     NATS_LOWER_LIMITS,
+    NATS_RECREATE_STREAM,
     NATS_CONNECTION_TIMEOUT,
     NATS_RECONNECT_BUFFER_SIZE,
     NATS_CREDENTIALS_FILE,

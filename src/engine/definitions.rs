@@ -1,6 +1,7 @@
 //! Definitions with their conditions compiled, kept for as long as there is room.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -20,10 +21,13 @@ const CACHE_ITEMS: usize = 1_024;
 /// Definitions that are compiled at once; whoever comes after waits.
 static COMPILERS: Semaphore = Semaphore::const_new(2);
 
-/// The workflows of a store. A definition never changes, so what is kept is never stale.
+/// The workflows of a store. A definition never changes, so what is kept is right for as long as the
+/// store is the same.
 pub struct Definitions {
     storage: Arc<dyn WorkflowStorage>,
     cache: Cache<WorkflowId, Arc<Workflow>, Bytes>,
+    /// The life of the store that they are of.
+    life: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -37,11 +41,17 @@ impl Weighter<WorkflowId, Arc<Workflow>> for Bytes {
 
 impl Definitions {
     pub fn new(storage: Arc<dyn WorkflowStorage>) -> Self {
-        Self { storage, cache: Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES_MAX, Bytes) }
+        let cache = Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES_MAX, Bytes);
+        let life = AtomicU64::new(storage.life());
+        Self { storage, cache, life }
     }
 
     /// The workflow with this id, if there is one.
     pub async fn get(&self, id: &WorkflowId) -> Result<Option<Arc<Workflow>>, EngineError> {
+        let life = self.storage.life();
+        if self.life.swap(life, Ordering::AcqRel) != life {
+            self.cache.clear();
+        }
         if let Some(workflow) = self.cache.get(id) {
             return Ok(Some(workflow));
         }
@@ -54,6 +64,10 @@ impl Definitions {
         })?;
         let workflow = Arc::new(workflow);
         self.remember(&workflow);
+        if self.storage.life() != life {
+            // It was read from a store that is no more.
+            self.cache.remove(id);
+        }
         Ok(Some(workflow))
     }
 

@@ -316,6 +316,10 @@ impl WorkflowStorage for InMemoryStorage {
         Ok(token.filter(|stored| workflow.is_none_or(|w| *w == stored.token.workflow_id)).cloned())
     }
 
+    fn life(&self) -> u64 {
+        0
+    }
+
     fn token_at_hand(&self, _: Uuid) -> Option<StoredToken> {
         // All are.
         None

@@ -270,6 +270,10 @@ pub trait WorkflowStorage: Send + Sync + 'static {
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError>;
 
+    /// A number that grows whenever the store turns out to be another one than it was: it went back in
+    /// time, was emptied or made anew under this process. What was kept of it is then wrong.
+    fn life(&self) -> u64;
+
     /// The token as this process has written it last, if that is at hand without asking. Others may
     /// have moved it since, so only [`WorkflowStorage::commit`] can tell whether a move that was
     /// decided on it is right; a refusal, and any answer, needs [`WorkflowStorage::load_token`].

@@ -174,23 +174,29 @@ fn once_departures_have_expired_a_place_holds_its_tokens_alone() {
 
 #[test]
 fn reads_leave_no_consumer_behind_however_many_there_are_at_once() {
-    const CALLERS: usize = 128;
+    const CALLERS: usize = 48;
     const TOKENS: usize = 10_000;
     let Some(nats) = NatsServer::start() else { return };
     let api = Arc::new(Api::over(TestStorage::on(nats)));
     runtime().block_on(async {
         api.create_review("w").await;
-        let workflow = review_workflow("w");
         let mut inserts = tokio::task::JoinSet::new();
-        for _ in 0..TOKENS {
-            let (storage, token) = (Arc::clone(api.storage()), new_token(&workflow, json!({})));
+        for _ in 0..TOKENS / 10 {
+            let storage = Arc::clone(api.storage());
             inserts.spawn(async move {
-                let stored = storage.insert_token(token).await.unwrap();
-                let moved = fired(&review_workflow("w"), &stored, "edit");
-                storage.commit(stored.revision, moved).await.unwrap().token.id
+                let workflow = review_workflow("w");
+                let mut ids = Vec::new();
+                for _ in 0..10 {
+                    let stored = storage.insert_token(new_token(&workflow, json!({}))).await;
+                    let stored = stored.unwrap();
+                    let moved = fired(&workflow, &stored, "edit");
+                    ids.push(storage.commit(stored.revision, moved).await.unwrap().token.id);
+                }
+                ids
             });
         }
-        let ids = Arc::new(inserts.join_all().await);
+        let ids: Vec<_> = inserts.join_all().await.into_iter().flatten().collect();
+        let ids = Arc::new(ids);
         let mut callers = tokio::task::JoinSet::new();
         for caller in 0..CALLERS {
             let (api, ids) = (Arc::clone(&api), Arc::clone(&ids));

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use circuit_breaker::NATSStorage;
 use circuit_breaker::domain::{EventKind, Workflow, WorkflowEvent, WorkflowId};
-use circuit_breaker::storage::{PageLimit, StoredToken, TokenScope, WorkflowStorage};
+use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::nats_bus::{Bus, Raw};
+use crate::nats_bus::{Bus, Raw, STREAM};
 use crate::nats_server::NatsServer;
 use crate::support::{fired, move_request, new_token, now, review_workflow, runtime, workflow_id};
 
@@ -33,6 +33,8 @@ struct Scene {
     /// The nats-server as it was before, stopped.
     before: NatsServer,
     was: Contents,
+    /// What the server had written of itself before the change.
+    prelude: Vec<Raw>,
     messages: Vec<Raw>,
     will_be: Contents,
 }
@@ -85,28 +87,32 @@ async fn scene(act: impl AsyncFn(&Arc<NATSStorage>, &Workflow, Vec<StoredToken>)
     before.kill();
 
     let nats = NatsServer::on_copy_of(&before);
-    let (storage, bus) = (Arc::new(nats.open().await), Bus::connect(&nats).await);
+    let bus = Bus::connect(&nats).await;
+    let begin = bus.last_sequence().await + 1;
+    let storage = Arc::new(nats.open().await);
     let tokens = WorkflowStorage::list_tokens(&*storage, &TokenScope::All, None, ALL).await;
     let first = bus.last_sequence().await + 1;
     act(&storage, &workflow, tokens.unwrap().items).await;
     let last = bus.last_sequence().await;
-    let mut messages = Vec::new();
-    for sequence in first..=last {
-        messages.push(bus.raw(sequence).await.expect("it is new"));
+    let mut prelude = Vec::new();
+    for sequence in begin..=last {
+        prelude.push(bus.raw(sequence).await.expect("it is new"));
     }
+    let mut messages = prelude.split_off((first - begin) as usize);
+    messages.retain(|message| !message.subject.starts_with("cb.store.servers."));
     let will_be = contents(&storage).await;
     storage.close().await;
-    Some(Scene { before, was, messages, will_be })
+    Some(Scene { before, was, prelude, messages, will_be })
 }
 
 /// Starts a server on each part of the change that a cut can leave.
 async fn every_cut_is_mended(scene: Scene) {
-    let Scene { before, was, messages, will_be } = scene;
+    let Scene { before, was, prelude, messages, will_be } = scene;
     assert!(messages.len() >= 2, "{messages:?}");
     for cut in 0..=messages.len() {
         let nats = NatsServer::on_copy_of(&before);
         let bus = Bus::connect(&nats).await;
-        for message in &messages[..cut] {
+        for message in prelude.iter().chain(&messages[..cut]) {
             bus.publish_raw(message).await;
         }
         // What has its first message has happened, all else has not.
@@ -212,23 +218,26 @@ cuts! {
     };
 }
 
-/// A nats-server that does not let the engine write what a repair needs, as with permissions of an
-/// earlier version.
+/// A nats-server that does not let the engine write what a repair needs.
 #[test]
 fn where_a_cut_cannot_be_mended_writes_are_refused_in_time_and_say_why() {
     runtime().block_on(async {
         let act = async |storage: &Arc<NATSStorage>, workflow: &Workflow, all: Vec<StoredToken>| {
             fire(storage, workflow, &all[0], "submit").await;
         };
-        let Some(Scene { before, was, messages, .. }) = scene(act).await else { return };
+        let Some(Scene { before, was, prelude, messages, .. }) = scene(act).await else { return };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nats.conf");
         let config = "authorization { users: [ { user: admin, password: a }
             { user: engine, password: e, permissions { subscribe: \"_INBOX.>\"
-              publish: [ \"cb.workflows.>\", \"$JS.API.>\", \"_INBOX.>\" ] } } ] }";
+              publish: { allow: [ \"cb.>\", \"$JS.API.>\", \"_INBOX.>\" ]
+                deny: [ \"cb.store.repairs.>\" ] } } } ] }";
         std::fs::write(&path, config).unwrap();
         let nats = NatsServer::on_copy_with(&before, &["-c", path.to_str().unwrap()]);
-        Bus::log_in(&nats.url(), "admin", "a").await.publish_raw(&messages[0]).await;
+        let bus = Bus::log_in(&nats.url(), "admin", "a").await;
+        for message in prelude.iter().chain(&messages[..1]) {
+            bus.publish_raw(message).await;
+        }
 
         let url = nats.url().replace("nats://", "nats://engine:e@");
         let config = circuit_breaker::NATSStorageConfig { nats_urls: vec![url], ..nats.config() };
@@ -268,8 +277,9 @@ fn a_store_of_the_first_version_is_read_and_goes_on() {
             messages.extend(bus.raw(sequence).await);
         }
         storage.close().await;
-        // The creation's token was rolled up, so: its event, then token, event, departure of the move.
-        let [born, token, event, departure] = messages.try_into().unwrap();
+        // The creation's token was rolled up, so: its pointer and event, then token, event, departure of
+        // the move.
+        let [_, born, token, event, departure] = messages.try_into().unwrap();
         let id = review.token.id;
 
         for cut in [2, 3] {
@@ -278,6 +288,10 @@ fn a_store_of_the_first_version_is_read_and_goes_on() {
             let created = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
             storage.insert_workflow(workflow.definition().clone(), created).await.unwrap();
             storage.close().await;
+            // The first version says nothing of the store itself.
+            for filter in ["cb.store.>", "cb.tokens.>"] {
+                bus.done(&format!("STREAM.PURGE.{STREAM}"), &json!({ "filter": filter })).await;
+            }
             let before = bus.last_sequence().await;
             let old = [&born, &departure, &token, &event];
             for (n, message) in (1..).zip(&old[..=cut]) {
@@ -301,6 +315,15 @@ fn a_store_of_the_first_version_is_read_and_goes_on() {
             let storage = nats.open().await;
             let found = storage.load_token(id, None).await.unwrap().unwrap();
             assert_eq!((found.token.version, found.token.place.as_str()), (2, "review"));
+            // Its id is not one that was made here, so it has got a pointer.
+            let subjects: Vec<_> =
+                bus.subjects("cb.tokens.*").await.into_iter().map(|(subject, _)| subject).collect();
+            assert_eq!(subjects, [format!("cb.tokens.{id}")]);
+            let again = workflow.create_token(Default::default(), id, now()).unwrap();
+            assert!(matches!(
+                storage.insert_token(again).await,
+                Err(StorageError::TokenExists { .. })
+            ));
             let moved = fire(&storage, &workflow, &found, "finish").await;
             let all = contents(&storage).await;
             assert_eq!(all.tokens[&id], (3, "done".to_owned()));

@@ -357,6 +357,10 @@ impl WorkflowStorage for Faulty {
     ) -> Result<Option<StoredToken>, StorageError> {
         self.inner.load_token(id, workflow).await
     }
+    fn life(&self) -> u64 {
+        self.inner.life()
+    }
+
     fn token_at_hand(&self, id: uuid::Uuid) -> Option<StoredToken> {
         self.inner.token_at_hand(id)
     }

@@ -3,8 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::Retention;
+use crate::storage::nats::upkeep::supervisor::{Looks, Notices, Standing};
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
@@ -12,6 +17,9 @@ use crate::storage::{Figure, FigureKind, StorageError, StorageHealth};
 
 /// How long a broken connection counts as being mended.
 pub const RECONNECTING_MAX: Duration = Duration::from_secs(5);
+
+/// How long health waits for a look at the stream.
+const FRESH_WAIT: Duration = Duration::from_secs(1);
 
 /// How a store does, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +64,10 @@ pub struct Monitor {
     pub reader: Arc<Reader>,
     pub retention: Arc<Retention>,
     pub meter: Arc<Meter>,
+    pub life: Arc<Life>,
+    pub standing: watch::Receiver<Standing>,
+    pub notices: Arc<Notices>,
+    pub looks: watch::Receiver<Looks>,
 }
 
 impl Monitor {
@@ -135,18 +147,36 @@ impl Monitor {
                 return StorageHealth::Unhealthy(format!("no connection to {urls}"));
             }
         }
+        self.fresh_look().await;
+        if let Standing::Broken(reason) = &*self.standing.borrow() {
+            return StorageHealth::Unhealthy(reason.clone());
+        }
+        if let Some(reason) = self.link.all_denied() {
+            return StorageHealth::Unhealthy(reason);
+        }
         match jetstream::stream_state(&self.link).await {
             Ok(state) => {
                 self.reader.set_stream(&state);
                 self.retention.counted(&state);
-                judge(&state, self.retention.full(), self.reader.mirror())
+                let mut notices = self.notices.all();
+                notices.extend(self.retention.full());
+                judge(&state, notices, self.reader.mirror())
             }
             Err(error) => StorageHealth::Unhealthy(error.to_string()),
         }
     }
+
+    /// Waits for the end of a look at the stream that begins from now on, for a moment.
+    async fn fresh_look(&self) {
+        let mut looks = self.looks.clone();
+        let wanted = looks.borrow_and_update().begun + 1;
+        self.life.want_look();
+        // What takes longer is told by what is asked next.
+        drop(timeout(FRESH_WAIT, looks.wait_for(|looks| looks.ended >= wanted)).await);
+    }
 }
 
-fn judge(state: &StreamState, full: Option<String>, mirror: Option<String>) -> StorageHealth {
+fn judge(state: &StreamState, notices: Vec<String>, mirror: Option<String>) -> StorageHealth {
     if state.replicas > 1 && state.leader.is_none() {
         return StorageHealth::Unhealthy("the stream has no leader".to_owned());
     }
@@ -159,7 +189,7 @@ fn judge(state: &StreamState, full: Option<String>, mirror: Option<String>) -> S
     if copies < state.replicas {
         wrong.push(format!("{copies} of {} replicas are there", state.replicas));
     }
-    wrong.extend(full);
+    wrong.extend(notices);
     wrong.extend(mirror.map(|mirror| {
         format!("stream {mirror} mirrors ours and answers its direct gets, so reads are slower; set mirror_direct to false there")
     }));

@@ -5,41 +5,28 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::assembly::{Assembly, Parts, assemble};
 use super::health::Monitor;
-use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use super::readiness::Readiness;
+use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId, workflow_hash};
 use crate::storage::nats::read::lists;
-use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::read::stored::set_place_on_bus;
 use crate::storage::nats::read::token;
-use crate::storage::nats::read::workflow_index::WorkflowIndex;
-use crate::storage::nats::upkeep::retention::Retention;
-use crate::storage::nats::upkeep::supervisor::{NATSOpenError, Opened, Supervisor};
+use crate::storage::nats::upkeep::supervisor::NATSOpenError;
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::link::Link;
-use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::{self, ALL_EVENTS, ALL_TOKENS};
+use crate::storage::nats::write::claim;
 use crate::storage::nats::write::commit::{Commit, forget_place_on_bus};
-use crate::storage::nats::write::committer::Committer;
-use crate::storage::nats::write::mend::Mender;
 use crate::storage::nats::write::queue::Queue;
 use crate::storage::{
     Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
     TokenScope, WorkflowStorage,
 };
-
-/// How long a list waits for the end of the walk that follows a start of nats-server.
-const CLEAN_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// How long a read waits for the look at the end of the stream that follows a start of nats-server.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// Workflows of one hash that are looked in one by one; if there are more, all are looked in at once.
-const CANDIDATES_MAX: usize = 4;
 
 /// Time for accepted writes to end once the store is closed.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -47,21 +34,11 @@ const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Keeps everything in the stream `CIRCUIT_BREAKER_GLOBAL`. Any number of these, in any number of
 /// processes, work on one stream at once.
 pub struct NATSStorage {
-    link: Arc<Link>,
-    reader: Arc<Reader>,
-    index: Arc<WorkflowIndex>,
-    monitor: Monitor,
+    parts: Parts,
     config: NATSStorageConfig,
-    opened: watch::Receiver<Opened>,
-    /// What had disturbed the connection when the end of the stream was looked at last.
-    looked: watch::Receiver<u64>,
-    /// Since when that is not done: reads wait for it a moment in all, not a moment each.
-    unlooked: Mutex<Option<Instant>>,
-    /// The nats-server process whose stream was cleaned last.
-    clean: watch::Receiver<String>,
-    /// The one that is not yet, and until when lists wait for it.
-    waiting: Mutex<(String, Instant)>,
     queue: Queue,
+    readiness: Readiness,
+    monitor: Monitor,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -89,7 +66,7 @@ impl NATSStorage {
         let storage = Self::start(config, options).await?;
         match timeout(wait, storage.opened()).await {
             Ok(outcome) => outcome.map(|()| storage),
-            Err(_) => Err(NATSOpenError::NotNow { reason: storage.not_opened() }),
+            Err(_) => Err(NATSOpenError::NotNow { reason: storage.readiness.not_opened() }),
         }
     }
 
@@ -103,118 +80,30 @@ impl NATSStorage {
         let link = Link::start(&config, &options)
             .await
             .map_err(|reason| NATSOpenError::Refused { reason })?;
-        let link = Arc::new(link);
-        let attempts = usize::try_from(config.max_deliver).unwrap_or(usize::MAX);
-        let reader = Arc::new(Reader::new(Arc::clone(&link), attempts));
-        let retention = Arc::new(Retention::new(Arc::clone(&link), Arc::clone(&reader)));
-        let (index, meter) = (Arc::new(WorkflowIndex::default()), Arc::new(Meter::default()));
-        let (queue, waiting) =
-            Queue::new(Arc::clone(&link), Arc::clone(&meter), config.reconnect_buffer_size);
-        let (set_opened, opened) =
-            watch::channel(Opened::NotYet("it has not connected yet".into()));
-        let mender = Mender {
-            link: Arc::clone(&link),
-            reader: Arc::clone(&reader),
-            meter: Arc::clone(&meter),
-            age: config.default_max_age,
-        };
-        // No number of disturbances: nothing has been looked at yet.
-        let (set_looked, looked) = watch::channel(u64::MAX);
-        let committer = Committer::new(
-            mender,
-            Arc::clone(&retention),
-            Arc::clone(&meter),
-            waiting,
-            opened.clone(),
-            set_looked,
-        );
-        let (set_clean, clean) = watch::channel(String::new());
-        let supervisor = Supervisor {
-            link: Arc::clone(&link),
-            reader: Arc::clone(&reader),
-            retention: Arc::clone(&retention),
-            index: Arc::clone(&index),
-            meter: Arc::clone(&meter),
-            config: config.clone(),
-            options,
-            opened: set_opened,
-            clean: set_clean,
-        };
-        let room_maker = Arc::clone(&retention);
-        let tasks = vec![
-            tokio::spawn(committer.run()),
-            tokio::spawn(supervisor.run()),
-            tokio::spawn(async move { room_maker.run().await }),
-        ];
-        let tasks = Mutex::new(tasks);
-        let monitor =
-            Monitor { link: Arc::clone(&link), reader: Arc::clone(&reader), retention, meter };
-        let waiting = Mutex::new((String::new(), Instant::now()));
-        Ok(Self {
-            waiting,
-            link,
-            monitor,
-            reader,
-            index,
-            config,
-            opened,
-            looked,
-            unlooked: Mutex::new(None),
-            clean,
-            queue,
-            tasks,
-        })
+        let Assembly { parts, queue, readiness, monitor, tasks } = assemble(link, &config, options);
+        Ok(Self { parts, config, queue, readiness, monitor, tasks: Mutex::new(tasks) })
     }
 
     /// Waits until the store can be used, however long that takes, or it is clear that it cannot.
     pub async fn opened(&self) -> Result<(), NATSOpenError> {
-        let mut opened = self.opened.clone();
-        let reached = opened.wait_for(|opened| !matches!(opened, Opened::NotYet(_))).await;
-        match reached.as_deref() {
-            Ok(Opened::Yes) => Ok(()),
-            Ok(Opened::Refused(reason) | Opened::NotYet(reason)) => {
-                Err(NATSOpenError::Refused { reason: reason.clone() })
-            }
-            Err(_) => Err(NATSOpenError::Refused { reason: "it was closed".to_owned() }),
-        }
+        self.readiness.opened().await
     }
 
-    fn not_opened(&self) -> String {
-        match &*self.opened.borrow() {
-            Opened::Yes => String::new(),
-            Opened::NotYet(reason) | Opened::Refused(reason) => reason.clone(),
-        }
-    }
-
-    /// Whether calls make sense now; waits a moment until the end of the stream has been looked at.
+    /// Whether reads make sense now; waits a moment until the stream has been looked at.
     async fn ready(&self) -> Result<(), StorageError> {
         self.usable()?;
-        let mut looked = self.looked.clone();
-        let disturbances = self.link.disturbances();
-        let is_current = |looked: &u64| *looked != u64::MAX && *looked >= disturbances;
-        let until = {
-            let mut since = self.unlooked.lock().unwrap_or_else(PoisonError::into_inner);
-            if is_current(&looked.borrow()) {
-                *since = None;
-                return Ok(());
-            }
-            *since.get_or_insert_with(Instant::now) + LOOK_WAIT_MAX
-        };
-        // A read by id is right before it, too; what is missing is events, and places show more. So
-        // where it takes long, reads go on.
-        if self.link.is_connected() {
-            drop(timeout_at(until, looked.wait_for(is_current)).await);
-        }
+        self.readiness.looked().await;
         Ok(())
     }
 
-    /// Whether calls make sense now.
     fn usable(&self) -> Result<(), StorageError> {
         self.queue.usable()?;
-        match &*self.opened.borrow() {
-            Opened::Yes => Ok(()),
-            Opened::NotYet(reason) | Opened::Refused(reason) => Err(unavailable(reason)),
-        }
+        self.readiness.usable()
+    }
+
+    fn writable(&self) -> Result<(), StorageError> {
+        self.queue.usable()?;
+        self.readiness.writable()
     }
 
     pub(super) fn monitor(&self) -> &Monitor {
@@ -222,34 +111,15 @@ impl NATSStorage {
     }
 
     async fn write_token(&self, commit: Commit, token: Token) -> Result<StoredToken, StorageError> {
-        let bytes = commit.messages[0].1.payload.len();
+        let bytes = commit.state_payload().len();
         let stored = stored(token, self.write(commit).await?);
-        self.reader.known.keep(stored.revision.0, &stored.token, bytes);
+        self.parts.reader.known.keep(stored.revision.0, &stored.token, bytes);
         Ok(stored)
     }
 
     async fn write(&self, commit: Commit) -> Result<Sequence, StorageError> {
-        self.usable()?;
+        self.writable()?;
         self.queue.write(commit).await
-    }
-
-    /// Waits until what a crash of nats-server may have brought back is removed, for a moment after
-    /// the connection to it was made.
-    async fn cleaned(&self) {
-        let mut clean = self.clean.clone();
-        let server_id = self.link.server_id();
-        if *clean.borrow() == server_id {
-            return;
-        }
-        let until = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if waiting.0 != server_id {
-                *waiting = (server_id.clone(), Instant::now() + CLEAN_WAIT_MAX);
-            }
-            waiting.1
-        };
-        // After that a list is better than none.
-        drop(timeout_at(until, clean.wait_for(|cleaned| *cleaned == server_id)).await);
     }
 }
 
@@ -264,9 +134,12 @@ impl WorkflowStorage for NATSStorage {
         definition: WorkflowDefinition,
         event: WorkflowEvent,
     ) -> Result<(), StorageError> {
+        self.writable()?;
+        let hash = workflow_hash(&definition.id);
+        let first = self.parts.index.first(&self.parts.reader, hash).await?.is_none();
         let age = self.config.default_max_age;
-        self.write(Commit::create_workflow(&definition, &event, age)?).await?;
-        self.index.created(&definition.id);
+        self.write(Commit::create_workflow(&definition, &event, first, age)?).await?;
+        self.parts.index.created();
         Ok(())
     }
 
@@ -275,11 +148,7 @@ impl WorkflowStorage for NATSStorage {
         id: &WorkflowId,
     ) -> Result<Option<WorkflowDefinition>, StorageError> {
         self.ready().await?;
-        let definition = self.reader.definition(id).await?.map(|(definition, _)| definition);
-        if definition.is_some() {
-            self.index.learn(id);
-        }
-        Ok(definition)
+        Ok(self.parts.reader.definition(id).await?.map(|(definition, _)| definition))
     }
 
     async fn list_workflows(
@@ -288,12 +157,17 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<WorkflowDefinition>, StorageError> {
         self.ready().await?;
-        lists::workflows(&self.link, &self.reader, &self.index, after, limit).await
+        lists::workflows(&self.parts.link, &self.parts.reader, &self.parts.index, after, limit)
+            .await
     }
 
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
         forget_place_on_bus(&mut change.token);
-        let commit = Commit::create_token(&change, self.config.default_max_age)?;
+        self.writable()?;
+        let (id, workflow) = (change.token.id, &change.token.workflow_id);
+        let first = self.parts.index.first_of(&self.parts.reader, id).await?;
+        let claim = claim::claim(id, workflow, first.as_ref(), 0);
+        let commit = Commit::create_token(&change, &claim, self.config.default_max_age)?;
         self.write_token(commit, change.token).await
     }
 
@@ -307,9 +181,15 @@ impl WorkflowStorage for NATSStorage {
         if expected.0 == 0 || expected.0 == u64::MAX {
             return Err(StorageError::Conflict { token: change.token.id, expected });
         }
-        let mut commit = Commit::move_token(expected, &change, self.config.default_max_age)?;
+        let pointer = change.completes() && {
+            self.writable()?;
+            let token = &change.token;
+            self.parts.index.has_pointer(&self.parts.reader, token.id, &token.workflow_id).await?
+        };
+        let age = self.config.default_max_age;
+        let mut commit = Commit::move_token(expected, &change, pointer, age)?;
         // The committer looks again, but mostly finds that this is still so.
-        let known = &self.reader.known;
+        let known = &self.parts.reader.known;
         if let Some((events, newest)) = known.expected(change.token.id, expected.0, Instant::now())
         {
             commit.rely_on(newest, &events);
@@ -323,31 +203,19 @@ impl WorkflowStorage for NATSStorage {
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError> {
         self.ready().await?;
-        let candidates = match workflow {
-            Some(workflow) => vec![workflow.clone()],
-            None => self.index.with_hash(names::id_hash(id)),
+        let found = match workflow {
+            Some(workflow) => token::find(&self.parts.reader, workflow, id).await?,
+            None => token::find_anywhere(&self.parts.reader, &self.parts.index, id).await?,
         };
-        let candidates = if candidates.len() > CANDIDATES_MAX { vec![] } else { candidates };
-        for candidate in &candidates {
-            if let Some(found) = token::find(&self.reader, candidate, id).await? {
-                return Ok(Some(found.state.token()?));
-            }
-        }
-        if workflow.is_some() {
-            return Ok(None);
-        }
-        let found = self.reader.last(&names::token_in_any_workflow(id)).await?;
-        let Some((workflow, ..)) = found.and_then(|found| names::parse_token(&found.subject))
-        else {
-            return Ok(None);
-        };
-        let Some(found) = token::find(&self.reader, &workflow, id).await? else { return Ok(None) };
-        self.index.learn(&workflow);
-        Ok(Some(found.state.token()?))
+        found.map(|found| found.state.token()).transpose()
+    }
+
+    fn life(&self) -> u64 {
+        self.parts.life.number()
     }
 
     fn token_at_hand(&self, id: Uuid) -> Option<StoredToken> {
-        let (token, state) = self.reader.known.kept(id, Instant::now())?;
+        let (token, state) = self.parts.reader.known.kept(id, Instant::now())?;
         Some(StoredToken { token, revision: Sequence(state) })
     }
 
@@ -356,7 +224,7 @@ impl WorkflowStorage for NATSStorage {
         revision: Sequence,
     ) -> Result<Option<DateTime<Utc>>, StorageError> {
         self.ready().await?;
-        Ok(self.reader.at(revision.0).await?.map(|message| message.time))
+        Ok(self.parts.reader.at(revision.0).await?.map(|message| message.time))
     }
 
     async fn list_tokens(
@@ -366,13 +234,13 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError> {
         self.ready().await?;
-        self.cleaned().await;
+        self.readiness.cleaned().await;
         let filter = match scope {
             TokenScope::All => ALL_TOKENS.to_owned(),
             TokenScope::Workflow(workflow) => names::tokens_of(workflow),
             TokenScope::Place(workflow, place) => names::tokens_in(workflow, place),
         };
-        lists::tokens(&self.reader, &filter, after, limit, self.config.consumer_timeout).await
+        lists::tokens(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout).await
     }
 
     async fn token_moves(
@@ -382,7 +250,7 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
         self.ready().await?;
-        lists::moves(&self.reader, token, before, limit, self.config.consumer_timeout).await
+        lists::moves(&self.parts.reader, token, before, limit, self.config.consumer_timeout).await
     }
 
     async fn list_events(
@@ -393,7 +261,7 @@ impl WorkflowStorage for NATSStorage {
     ) -> Result<Page<StoredEvent>, StorageError> {
         self.ready().await?;
         let filter = workflow.map_or_else(|| ALL_EVENTS.to_owned(), names::events_of);
-        lists::events(&self.reader, &filter, after, limit, self.config.consumer_timeout).await
+        lists::events(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout).await
     }
 
     async fn figures(&self) -> Vec<Figure> {
@@ -420,7 +288,7 @@ impl WorkflowStorage for NATSStorage {
             committer.abort();
         }
         tasks.for_each(|task| task.abort());
-        self.link.close().await;
+        self.parts.link.close().await;
     }
 }
 

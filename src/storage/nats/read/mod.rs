@@ -2,7 +2,9 @@
 
 pub mod chain;
 pub mod hints;
+pub mod identity;
 pub mod known;
+pub mod life;
 pub mod lists;
 pub mod reader;
 pub mod scan;

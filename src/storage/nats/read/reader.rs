@@ -47,10 +47,9 @@ pub struct Reader {
     last: AtomicU64,
 }
 
-/// Which stream it is, and what copies of it there are.
+/// What copies of the stream there are.
 #[derive(Debug, Clone, Default)]
 struct Copies {
-    created: String,
     replicas: u64,
     /// A stream that mirrors it and answers its direct gets.
     mirror: Option<String>,
@@ -79,18 +78,16 @@ impl Reader {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how the stream is now. If it is another one, such as after a backup was restored,
-    /// what was known of the old one is forgotten.
+    /// Forgets what was known of the stream: it is another one.
+    pub fn forget(&self) {
+        self.hints.forget();
+        self.known.forget();
+        self.last.store(0, Ordering::Release);
+    }
+
+    /// Notes how the stream is now.
     pub fn set_stream(&self, state: &StreamState) {
-        let mut copies = self.copies();
-        copies.replicas = state.replicas;
-        if copies.created != state.created {
-            copies.created.clone_from(&state.created);
-            self.hints.forget();
-            self.known.forget();
-            self.last.store(0, Ordering::Release);
-        }
-        drop(copies);
+        self.copies().replicas = state.replicas;
         self.hints.set_subjects(state.subjects);
         self.last.fetch_max(state.last_sequence, Ordering::AcqRel);
     }
@@ -183,6 +180,7 @@ impl Reader {
             match asked.await {
                 Ok(answer) => return Ok(answer),
                 Err(LinkError::NotSent(reason)) => return Err(unavailable(reason)),
+                Err(error @ LinkError::Denied(_)) => return Err(unavailable(error)),
                 Err(error) if attempt >= self.attempts => return Err(unavailable(error)),
                 Err(LinkError::NoResponders(_)) => sleep(NOBODY_PAUSE).await,
                 Err(LinkError::NoAnswer(_)) => {}

@@ -5,11 +5,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::domain::{EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent};
+use super::identity::Identity;
+use crate::domain::{EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
 
@@ -19,6 +20,18 @@ pub struct EventLink {
     pub event_id: Uuid,
     #[serde(default)]
     pub previous_sequence: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Pointer {
+    workflow_id: WorkflowId,
+}
+
+/// The payload of a pointer that leads to a workflow.
+pub fn pointer_payload(workflow: &WorkflowId) -> Bytes {
+    let pointer = Pointer { workflow_id: workflow.clone() };
+    // An object with a name in it: nothing of that can fail.
+    serde_json::to_vec(&pointer).unwrap_or_default().into()
 }
 
 /// A message as the stream holds it.
@@ -196,6 +209,16 @@ impl Stored {
     /// What its event says beside itself.
     pub fn event_link(&self) -> Result<EventLink, StorageError> {
         self.json()
+    }
+
+    /// What identifies the store.
+    pub fn identity(&self) -> Result<Identity, StorageError> {
+        self.json()
+    }
+
+    /// The workflow that a pointer leads to.
+    pub fn pointer(&self) -> Result<WorkflowId, StorageError> {
+        Ok(self.json::<Pointer>()?.workflow_id)
     }
 
     /// The definition that it holds.

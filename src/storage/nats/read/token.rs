@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::known::{Departure, Known, Standing};
 use super::reader::{Reader, unavailable};
 use super::stored::Stored;
+use super::workflow_index::{self, WorkflowIndex};
 use crate::domain::WorkflowId;
 use crate::storage::StorageError;
 use crate::storage::nats::wire::names;
@@ -103,6 +104,27 @@ pub async fn find(
                 return Err(unavailable(format!("token {token} moves on faster than it is read")));
             }
         }
+    }
+}
+
+/// Finds a token by its id alone: in the workflow that the id names, or in the one that its pointer
+/// leads to. Two gets, one more where it meets a departure; one more for a hash that is not known yet.
+pub async fn find_anywhere(
+    reader: &Reader,
+    index: &WorkflowIndex,
+    token: Uuid,
+) -> Result<Option<Standing>, StorageError> {
+    let first = index.first_of(reader, token).await?;
+    if let Some(first) = &first
+        && let Some(found) = find(reader, first, token).await?
+    {
+        return Ok(Some(found));
+    }
+    match workflow_index::pointer_of(reader, token).await? {
+        Some(pointer) if Some(&pointer.workflow) != first.as_ref() => {
+            find(reader, &pointer.workflow, token).await
+        }
+        Some(_) | None => Ok(None),
     }
 }
 

@@ -1,69 +1,115 @@
-//! Which workflows a token's id may belong to.
+//! Which workflow a token's id belongs to, and which workflows there are.
+//!
+//! An id that is made here ends in a hash of its workflow. The first workflow that was created with a
+//! hash has it: a pointer says which one that is. A token of that workflow is found by its id alone;
+//! every other token has a pointer of its own, as an id that a client chose can end in anything.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use quick_cache::sync::Cache;
 use tokio::time::Instant;
+use uuid::Uuid;
 
+use super::reader::Reader;
 use crate::domain::{WorkflowId, workflow_hash};
+use crate::storage::StorageError;
 use crate::storage::nats::wire::jetstream::ApiError;
 use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names;
 use crate::storage::nats::wire::subjects;
 
-/// Workflows that are known by the hash of their id. Above that, tokens of the others are looked
-/// for in all workflows: slower, but found all the same.
-const WORKFLOWS_MAX: usize = 100_000;
+/// Hashes of which the first workflow is kept; the pointers of others are read each time.
+const FIRSTS_MAX: usize = 100_000;
 
 /// How long a list of all workflows is used.
 const LISTED_FOR: Duration = Duration::from_secs(1);
 
-/// Workflow ids by the hash that ends the ids of their tokens. It only says where to look first,
-/// so it need not be complete.
-#[derive(Debug, Default)]
+/// What is known of workflows. A definition never goes, nor does the pointer of its hash, so what is
+/// known stays true for as long as the store lives.
 pub struct WorkflowIndex {
-    known: Mutex<Known>,
+    firsts: Cache<u32, WorkflowId>,
+    listed: Mutex<Listed>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    by_hash: HashMap<u32, Vec<WorkflowId>>,
-    count: usize,
+struct Listed {
     /// The ids of all, as they were listed at some time.
-    listed: Option<(Instant, Arc<Vec<WorkflowId>>)>,
+    all: Option<(Instant, Arc<Vec<WorkflowId>>)>,
     /// How many workflows were created here.
     created: u64,
 }
 
+/// What a pointer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pointer {
+    pub workflow: WorkflowId,
+    pub sequence: u64,
+}
+
 impl WorkflowIndex {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn new() -> Self {
+        Self { firsts: Cache::new(FIRSTS_MAX), listed: Mutex::default() }
     }
 
-    /// Whether there is room for more.
-    pub fn has_room(&self) -> bool {
-        self.known().count < WORKFLOWS_MAX
+    fn listed(&self) -> MutexGuard<'_, Listed> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that there is such a workflow.
-    pub fn learn(&self, workflow: &WorkflowId) {
-        let mut known = self.known();
-        if known.count >= WORKFLOWS_MAX {
-            return;
+    /// Forgets everything.
+    pub fn forget(&self) {
+        self.firsts.clear();
+        self.listed().all = None;
+    }
+
+    /// The first workflow that was created with a hash, if there is one.
+    pub async fn first(
+        &self,
+        reader: &Reader,
+        hash: u32,
+    ) -> Result<Option<WorkflowId>, StorageError> {
+        if let Some(first) = self.firsts.get(&hash) {
+            return Ok(Some(first));
         }
-        let of_hash = known.by_hash.entry(workflow_hash(workflow)).or_default();
-        if !of_hash.contains(workflow) {
-            of_hash.push(workflow.clone());
-            known.count += 1;
+        // That there is none is not kept: another server may create one at any time.
+        let first = read_pointer(reader, &names::hash_pointer(hash)).await?;
+        let first = first.map(|pointer| pointer.workflow);
+        if let Some(first) = &first {
+            self.firsts.insert(hash, first.clone());
+        }
+        Ok(first)
+    }
+
+    /// The first workflow with the hash that this id ends in, if it ends in one.
+    pub async fn first_of(
+        &self,
+        reader: &Reader,
+        token: Uuid,
+    ) -> Result<Option<WorkflowId>, StorageError> {
+        match names::named_hash(token) {
+            Some(hash) => self.first(reader, hash).await,
+            None => Ok(None),
         }
     }
 
-    /// Notes that this workflow was created: no list may lack it from now on.
-    pub fn created(&self, workflow: &WorkflowId) {
-        self.learn(workflow);
-        let mut known = self.known();
-        known.created += 1;
-        known.listed = None;
+    /// Whether a token has a pointer, as its id does not say where to look for it.
+    pub async fn has_pointer(
+        &self,
+        reader: &Reader,
+        token: Uuid,
+        workflow: &WorkflowId,
+    ) -> Result<bool, StorageError> {
+        if !names::id_names_workflow(token, workflow) {
+            return Ok(true);
+        }
+        Ok(self.first(reader, workflow_hash(workflow)).await?.as_ref() != Some(workflow))
+    }
+
+    /// Notes that a workflow was created here: no list may lack it from now on.
+    pub fn created(&self) {
+        let mut listed = self.listed();
+        listed.created += 1;
+        listed.all = None;
     }
 
     /// The ids of all workflows, in their order; those of other servers with a moment's delay.
@@ -71,22 +117,30 @@ impl WorkflowIndex {
     /// nats-server lists all or none, so the pages of one walk share a list.
     pub async fn all(&self, link: &Link) -> Result<Arc<Vec<WorkflowId>>, ApiError> {
         let created = {
-            let known = self.known();
-            match &known.listed {
-                Some((at, listed)) if at.elapsed() < LISTED_FOR => return Ok(Arc::clone(listed)),
-                _ => known.created,
+            let listed = self.listed();
+            match &listed.all {
+                Some((at, all)) if at.elapsed() < LISTED_FOR => return Ok(Arc::clone(all)),
+                _ => listed.created,
             }
         };
-        let listed = Arc::new(subjects::workflows(link).await?);
-        let mut known = self.known();
-        if known.created == created {
-            known.listed = Some((Instant::now(), Arc::clone(&listed)));
+        let all = Arc::new(subjects::workflows(link).await?);
+        let mut listed = self.listed();
+        if listed.created == created {
+            listed.all = Some((Instant::now(), Arc::clone(&all)));
         }
-        Ok(listed)
+        Ok(all)
     }
+}
 
-    /// The workflows with this hash, nearly always one.
-    pub fn with_hash(&self, hash: u32) -> Vec<WorkflowId> {
-        self.known().by_hash.get(&hash).cloned().unwrap_or_default()
-    }
+/// The pointer of a token's id, if it has one. It may be one that nobody took further: the token need
+/// not be there.
+pub async fn pointer_of(reader: &Reader, token: Uuid) -> Result<Option<Pointer>, StorageError> {
+    read_pointer(reader, &names::pointer(token)).await
+}
+
+async fn read_pointer(reader: &Reader, subject: &str) -> Result<Option<Pointer>, StorageError> {
+    let stored = reader.last(subject).await?;
+    stored
+        .map(|stored| Ok(Pointer { workflow: stored.pointer()?, sequence: stored.sequence }))
+        .transpose()
 }

@@ -1,6 +1,11 @@
-//! What keeps the stream fit: its settings, room in it, and what nats-server brings back.
+//! What keeps the stream fit: its settings, which life of the store it is, room in it, and what
+//! nats-server brings back.
 
+pub mod cleaner;
+pub mod identity;
+pub mod older_store;
 pub mod retention;
+pub mod settings;
 pub mod stale_states;
 pub mod stream;
 pub mod supervisor;

@@ -1,57 +1,37 @@
 //! Opens the store and watches over it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::cleaner::Origin;
+use super::identity::Keeper;
 use super::retention::Retention;
-use super::stale_states;
 use super::stream::{self, OpenError};
+use crate::storage::StorageError;
+use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
-use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::wire::subjects;
+use crate::storage::nats::wire::names::ALL_DOUBLE_IDS;
 
 /// Pause between two tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_millis(250);
 
-/// Pause before what did not work is tried again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a look that did not work: first, and at most.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// The least time between two scans of which nothing but an unanswered request is the reason.
-const SCAN_PAUSE: Duration = Duration::from_secs(300);
+/// The least time between two log lines that say that looks fail.
+const TELL_PERIOD: Duration = Duration::from_secs(30);
 
-/// Time for one scan of all tokens: a million take some seconds.
-const CLEANING_MAX: Duration = Duration::from_secs(120);
-
-/// What the stream comes from: where it is another, a server may have crashed in between.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Origin {
-    created: String,
-    server_id: String,
-    leader: Option<String>,
-    leader_since: String,
-    /// Without replicas nats-server does not tell that the stream's server was restarted.
-    unanswered: u64,
-}
-
-impl Origin {
-    fn of(link: &Link, state: &StreamState) -> Self {
-        Self {
-            created: state.created.clone(),
-            server_id: link.server_id(),
-            leader: state.leader.clone(),
-            leader_since: state.leader_since.clone(),
-            unanswered: link.unanswered(),
-        }
-    }
-}
+/// Ids of two tokens that are named at once.
+const DOUBLE_IDS_MAX: usize = 8;
 
 /// Why a store could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -75,11 +55,45 @@ pub enum NATSOpenError {
 }
 
 /// Whether the store can be used.
-#[derive(Debug, Clone)]
-pub enum Opened {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
     NotYet(String),
-    Yes,
+    Open,
+    /// It was open, and a person must change something before anything can be written again.
+    Broken(String),
+    /// It cannot be opened.
     Refused(String),
+}
+
+/// What health tells beside how the stream is now.
+#[derive(Debug, Default)]
+pub struct Notices {
+    told: Mutex<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    aged: Option<String>,
+    double_ids: Option<String>,
+}
+
+impl Notices {
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<String> {
+        let told = self.told();
+        told.aged.iter().chain(&told.double_ids).cloned().collect()
+    }
+}
+
+/// How many looks at the stream have begun, and ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Looks {
+    pub begun: u64,
+    pub ended: u64,
 }
 
 /// The task that opens the store and looks at it from time to time.
@@ -87,120 +101,187 @@ pub struct Supervisor {
     pub link: Arc<Link>,
     pub reader: Arc<Reader>,
     pub retention: Arc<Retention>,
-    pub index: Arc<WorkflowIndex>,
+    pub life: Arc<Life>,
     pub meter: Arc<Meter>,
     pub config: NATSStorageConfig,
     pub options: NATSStorageOptions,
-    pub opened: watch::Sender<Opened>,
-    /// The server process whose stream was cleaned last.
-    pub clean: watch::Sender<String>,
+    pub notices: Arc<Notices>,
+    pub standing: watch::Sender<Standing>,
+    /// The number of disturbances that the last look knew of, once it has worked.
+    pub settled: watch::Sender<Option<u64>>,
+    pub looks: watch::Sender<Looks>,
+    /// What the last look has seen.
+    pub seen: watch::Sender<Option<(Origin, StreamState)>>,
+}
+
+/// What the task remembers from one look to the next.
+struct Memory {
+    keeper: Keeper,
+    was_connected: bool,
+    /// The connection whose permissions were tried.
+    probed: Option<u64>,
+    retry: Duration,
+    told_at: Option<Instant>,
 }
 
 impl Supervisor {
     pub async fn run(self) {
-        if !self.open().await {
+        let mut keeper = Keeper::new(self.config.default_max_age);
+        if !self.open(&mut keeper).await {
             return;
         }
-        let mut changes = self.link.changes();
-        let (mut was_connected, mut cleaned, mut retry) = (true, None, RETRY_PAUSE);
-        let mut scanned = None;
+        let mut memory =
+            Memory { keeper, was_connected: true, probed: None, retry: RETRY_PAUSE, told_at: None };
+        let (mut disturbed, mut connection) = (self.link.disturbed(), self.link.changes());
         loop {
-            let connected = self.link.is_connected();
-            self.meter.set_connected(connected);
-            match (was_connected, connected) {
-                (true, false) => warn!(servers = self.link.urls(), "the connection broke"),
-                (false, true) => info!(servers = self.link.urls(), "the connection is back"),
-                (false, false) => warn!(servers = self.link.urls(), "no connection yet"),
-                (true, true) => {}
+            disturbed.mark_unchanged();
+            connection.mark_unchanged();
+            let connected = self.tell_connection(&mut memory);
+            if connected {
+                self.looks.send_modify(|looks| looks.begun += 1);
+                let worked = self.look(&mut memory).await;
+                self.looks.send_modify(|looks| looks.ended = looks.begun);
+                if !worked {
+                    // A connection that stands again is worth a try at once.
+                    drop(timeout(memory.retry, connection.changed()).await);
+                    memory.retry = (2 * memory.retry).min(RETRY_PAUSE_MAX);
+                    continue;
+                }
+                memory.retry = RETRY_PAUSE;
             }
-            was_connected = connected;
-            let period = self.options.health_check_interval;
-            let period = if !connected || self.look(&mut cleaned, &mut scanned).await {
-                retry = RETRY_PAUSE;
-                period
-            } else {
-                retry = (2 * retry).min(period);
-                retry
-            };
-            // Whether the connection changed or time passed, it looks.
-            drop(timeout(period, changes.changed()).await);
+            // Whatever happened, or if time passed, it looks.
+            tokio::select! {
+                _ = disturbed.changed() => {}
+                () = self.life.look_wanted() => {}
+                () = sleep(self.options.health_check_interval) => {}
+            }
         }
     }
 
-    /// Looks at the stream, and cleans up if a server of it may have crashed since. Whether all of
-    /// it worked.
-    async fn look(&self, cleaned: &mut Option<Origin>, scanned: &mut Option<Instant>) -> bool {
-        let state = match jetstream::stream_state(&self.link).await {
-            Ok(state) => state,
-            Err(error) => {
-                warn!(error = %error, "the stream cannot be looked at");
-                return false;
+    fn tell_connection(&self, memory: &mut Memory) -> bool {
+        let connected = self.link.is_connected();
+        self.meter.set_connected(connected);
+        match (memory.was_connected, connected) {
+            (true, false) => warn!(servers = self.link.urls(), "the connection broke"),
+            (false, true) => info!(servers = self.link.urls(), "the connection is back"),
+            (false, false) => warn!(servers = self.link.urls(), "no connection yet"),
+            (true, true) => {}
+        }
+        memory.was_connected = connected;
+        connected
+    }
+
+    /// Looks at the stream: whether it is the one that it was, with the settings that it must have.
+    /// Whether that worked; then all can go on that waits for it.
+    async fn look(&self, memory: &mut Memory) -> bool {
+        let disturbances = self.link.disturbances();
+        match self.try_look(memory).await {
+            Ok(()) => {
+                memory.told_at = None;
+                self.stand(Standing::Open);
+                self.settled.send_replace(Some(disturbances));
+                true
             }
-        };
+            Err(OpenError::Refused(reason)) => {
+                self.stand(Standing::Broken(reason));
+                false
+            }
+            Err(OpenError::NotNow(reason)) => {
+                if memory.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+                    warn!(reason, "the stream cannot be looked at");
+                    memory.told_at = Some(Instant::now());
+                }
+                false
+            }
+        }
+    }
+
+    fn stand(&self, standing: Standing) {
+        let before = self.standing.send_replace(standing.clone());
+        match (&before, &standing) {
+            _ if before == standing => {}
+            (_, Standing::Broken(reason)) => {
+                error!(reason, "nothing is written any more until this is put right");
+            }
+            (Standing::Broken(_), Standing::Open) => info!("the store works again"),
+            _ => {}
+        }
+    }
+
+    async fn try_look(&self, memory: &mut Memory) -> Result<(), OpenError> {
+        let looked = stream::look(&self.link, &self.config, &self.options).await?;
+        let state = looked.state;
+        if let Some(nanoseconds) = looked.aged {
+            let seconds = Duration::from_nanos(nanoseconds).as_secs_f64();
+            let text = format!(
+                "somebody had set max_age of the stream to {seconds} s; it is set right, but what was older then is gone, also tokens and definitions"
+            );
+            error!("{text}");
+            self.notices.told().aged = Some(text);
+        }
+        let connection = *self.link.changes().borrow();
+        if memory.probed != Some(connection) {
+            stream::probe(&self.link).await?;
+            memory.probed = Some(connection);
+        }
+        let suspected = self.life.take_suspicion();
+        let looked = memory.keeper.look(&self.reader, &state, suspected).await;
+        let another = looked.inspect_err(|_| {
+            if suspected {
+                self.life.suspect();
+            }
+        })?;
+        if another {
+            self.life.end();
+            self.link.disturb();
+        }
         self.reader.set_stream(&state);
         self.retention.counted(&state);
         match jetstream::mirror(&self.link).await {
             Ok(mirror) => self.reader.set_mirror(mirror),
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
         }
+        self.note_double_ids().await?;
         let origin = Origin::of(&self.link, &state);
-        if cleaned.as_ref() == Some(&origin) {
-            return true;
+        let before = self.seen.send_replace(Some((origin.clone(), state)));
+        if before.is_some_and(|(before, _)| origin.has_other_leader(&before)) {
+            self.link.disturb();
         }
-        if let Some(cleaned) = cleaned {
-            if cleaned.leader_since != origin.leader_since {
-                self.link.disturb();
-            }
-            // That a request had no answer is seldom a restart, and a scan goes through all tokens.
-            let same = Origin { unanswered: origin.unanswered, ..cleaned.clone() };
-            if same == origin && scanned.is_some_and(|at| at.elapsed() < SCAN_PAUSE) {
-                return true;
-            }
-        }
-        let removing = stale_states::remove(&self.link, &self.reader, &state);
-        match timeout(CLEANING_MAX, removing).await {
-            Ok(Ok(removed)) => {
-                if removed > 0 {
-                    warn!(
-                        messages = removed,
-                        "nats-server had brought removed states of tokens back, after a crash of its own; they are removed again"
-                    );
-                }
-                self.clean.send_replace(origin.server_id.clone());
-                (*cleaned, *scanned) = (Some(origin), Some(Instant::now()));
-                return true;
-            }
-            Ok(Err(error)) => {
-                warn!(error = %error, "what a crash may have brought back cannot be looked for")
-            }
-            Err(_) => warn!("looking for what a crash may have brought back took too long"),
-        }
-        false
+        Ok(())
+    }
+
+    async fn note_double_ids(&self) -> Result<(), StorageError> {
+        let deadline = Instant::now() + RETRY_PAUSE_MAX;
+        let found = self.reader.events(ALL_DOUBLE_IDS, 1, DOUBLE_IDS_MAX, deadline).await?;
+        let ids = found.messages.iter().filter_map(|stored| stored.subject.rsplit('.').next());
+        let ids: Vec<_> = ids.collect();
+        self.notices.told().double_ids = (!ids.is_empty()).then(|| {
+            format!(
+                "two tokens of an older store have the same id, and a read by id alone answers the older one: {}{}; where one of them is gone, purge the id's subject {ALL_DOUBLE_IDS}",
+                ids.join(", "),
+                if found.more { " and others" } else { "" }
+            )
+        });
+        Ok(())
     }
 
     /// Tries until the store is open; says once a period why it is not. False if it cannot be.
-    async fn open(&self) -> bool {
+    async fn open(&self, keeper: &mut Keeper) -> bool {
         let mut told = None::<Instant>;
         loop {
-            let connected = self.link.connected(Instant::now() + OPEN_PAUSE).await;
-            let outcome = match connected {
-                Ok(()) => stream::open(&self.link, &self.config, &self.options).await,
-                Err(error) => Err(OpenError::NotNow(error.to_string())),
-            };
-            match outcome {
+            match self.try_open(keeper).await {
                 Ok(state) => {
                     self.reader.set_stream(&state);
                     self.retention.counted(&state);
-                    self.learn_workflows().await;
                     if told.is_some() {
                         info!(servers = self.link.urls(), "the store is open");
                     }
-                    self.opened.send_replace(Opened::Yes);
+                    self.standing.send_replace(Standing::Open);
                     return true;
                 }
                 Err(OpenError::Refused(reason)) => {
                     error!(reason, "the store cannot be opened");
-                    self.opened.send_replace(Opened::Refused(reason));
+                    self.standing.send_replace(Standing::Refused(reason));
                     return false;
                 }
                 Err(OpenError::NotNow(reason)) => {
@@ -208,22 +289,29 @@ impl Supervisor {
                         warn!(reason, "the store cannot be opened yet, trying on");
                         told = Some(Instant::now());
                     }
-                    self.opened.send_replace(Opened::NotYet(reason));
-                    tokio::time::sleep(OPEN_PAUSE).await;
+                    self.standing.send_replace(Standing::NotYet(reason));
+                    sleep(OPEN_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Without it the first read of a token of each workflow would look in all of them.
-    async fn learn_workflows(&self) {
-        match subjects::workflows(&self.link).await {
-            Ok(workflows) => {
-                workflows.iter().take_while(|_| self.index.has_room()).for_each(|workflow| {
-                    self.index.learn(workflow);
-                });
-            }
-            Err(error) => warn!(error = %error, "the workflows could not be listed"),
+    async fn try_open(&self, keeper: &mut Keeper) -> Result<StreamState, OpenError> {
+        let connected = self.link.connected(Instant::now() + OPEN_PAUSE).await;
+        connected.map_err(|error| OpenError::NotNow(error.to_string()))?;
+        let state = stream::open(&self.link, &self.config, &self.options).await?;
+        stream::probe(&self.link).await?;
+        self.reader.set_stream(&state);
+        keeper.begin(&self.reader, &state).await?;
+        Ok(state)
+    }
+}
+
+impl From<StorageError> for OpenError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Corrupt { .. } => OpenError::Refused(error.to_string()),
+            _ => OpenError::NotNow(error.to_string()),
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct NATSStorageOptions {
     /// Whether a start may lower the limits of a stream that is there, to what it holds at the least.
     /// Else they are only ever raised, as other servers may rely on them.
     pub lower_limits: bool,
+    /// Whether a running server makes a stream anew that was deleted; else it says that it is gone.
+    pub recreate_stream: bool,
     /// How often the store is looked at and, while it cannot be reached, the log says so.
     pub health_check_interval: Duration,
 }
@@ -87,6 +89,7 @@ impl NATSStorageOptions {
             tls_ca_file: None,
             tls_client_files: None,
             lower_limits: false,
+            recreate_stream: false,
             health_check_interval: Duration::from_secs(30),
         }
     }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use async_nats::Message;
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::link::{Link, LinkError};
-use super::names::STREAM;
+use super::names::{FORMAT, STREAM, header};
 
 /// Time that nats-server has for one answer; it usually takes a fraction of a millisecond.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -75,6 +75,24 @@ pub async fn ask_long(link: &Link, subject: &str, request: &Value) -> Result<Val
 pub async fn ask_raw(link: &Link, subject: &str, request: &Value) -> Result<Message, LinkError> {
     let payload = if request.is_null() { Bytes::new() } else { request.to_string().into() };
     link.request(format!("$JS.API.{subject}"), None, payload, ANSWER_WAIT).await
+}
+
+/// Stores one message outside of batches, such as what belongs to the store itself. Gives its sequence.
+pub async fn store(
+    link: &Link,
+    subject: String,
+    headers: &[(&'static str, String)],
+    payload: Bytes,
+) -> Result<u64, ApiError> {
+    let mut all = HeaderMap::new();
+    all.insert(header::FORMAT, FORMAT.to_string().as_str());
+    for (name, value) in headers {
+        all.insert(*name, value.as_str());
+    }
+    let answer = link.request(subject, Some(all), payload, ANSWER_WAIT).await?;
+    let answer = parse(&answer.payload)?;
+    let sequence = answer["seq"].as_u64();
+    sequence.ok_or_else(|| ApiError::Unreadable(answer.to_string()))
 }
 
 /// Removes messages: `seq` is the first to stay, `keep` how many stay. Gives how many went.

@@ -1,19 +1,19 @@
 //! The connection: requests that end, and who knows whether it stands.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{NATSStorageConfig, NATSStorageOptions, shown_urls};
+use super::waiters::Waiters;
+pub use super::waiters::{LinkError, Replies};
 
 /// Time that a request waits for a connection that is being made anew.
 pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -31,20 +31,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// Commands that wait for the task that writes to the connection.
 const COMMANDS_MAX: usize = 4_096;
 
-/// Why a request has no answer.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum LinkError {
-    /// Nothing of it was handed to the connection.
-    #[error("{0}")]
-    NotSent(String),
-    /// It may have reached the server or may yet reach it.
-    #[error("{0}")]
-    NoAnswer(String),
-    /// The server says that nobody takes such requests now.
-    #[error("nobody answers {0} at the moment")]
-    NoResponders(String),
-}
-
 /// One connection to the bus, made anew for as long as it takes whenever it breaks.
 pub struct Link {
     client: Client,
@@ -54,84 +40,6 @@ pub struct Link {
     waiters: Arc<Waiters>,
     changes: watch::Receiver<u64>,
     dispatcher: JoinHandle<()>,
-}
-
-/// Requests under way, by the last part of the subject that their answers go to.
-///
-/// The client has such a table of its own, but keeps what was never answered for ever.
-#[derive(Default)]
-struct Waiters {
-    replies: Mutex<HashMap<u64, mpsc::Sender<Message>>>,
-    next: AtomicU64,
-    /// Requests that nobody answered.
-    unanswered: AtomicU64,
-    /// What else may hide a restart of nats-server.
-    disturbed: AtomicU64,
-    /// Tells the one who looks for what that may have left.
-    disturbance: Notify,
-    /// What the server said last that was not an answer, such as a refused permission.
-    complaint: Mutex<Option<String>>,
-}
-
-impl Waiters {
-    fn replies(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Message>>> {
-        self.replies.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn complaint(&self) -> MutexGuard<'_, Option<String>> {
-        self.complaint.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn deliver(&self, token: &str, message: Message) {
-        let Ok(id) = token.parse::<u64>() else { return };
-        if let Some(replies) = self.replies().get(&id) {
-            // Nobody asks for more messages than the channel has room for; who sends more all the
-            // same loses them, and the reader sees that the end is missing.
-            drop(replies.try_send(message));
-        }
-    }
-}
-
-/// The answers to one request.
-pub struct Replies {
-    id: u64,
-    messages: mpsc::Receiver<Message>,
-    waiters: Arc<Waiters>,
-    subject: String,
-    deadline: Instant,
-}
-
-impl Drop for Replies {
-    fn drop(&mut self) {
-        self.waiters.replies().remove(&self.id);
-    }
-}
-
-impl Replies {
-    /// The next answer.
-    pub async fn next(&mut self) -> Result<Message, LinkError> {
-        let answer = self.try_next().await;
-        if answer.is_err() {
-            self.waiters.unanswered.fetch_add(1, Ordering::Relaxed);
-            self.waiters.disturbance.notify_one();
-        }
-        answer
-    }
-
-    async fn try_next(&mut self) -> Result<Message, LinkError> {
-        match timeout_at(self.deadline, self.messages.recv()).await {
-            Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
-                Err(LinkError::NoResponders(self.subject.clone()))
-            }
-            Ok(Some(message)) => Ok(message),
-            Ok(None) => Err(LinkError::NoAnswer("the connection broke".to_owned())),
-            Err(_) => {
-                let said = self.waiters.complaint().clone();
-                let said = said.map_or_else(String::new, |said| format!(" (it said: {said})"));
-                Err(LinkError::NoAnswer(format!("nats-server did not answer in time{said}")))
-            }
-        }
-    }
 }
 
 impl Link {
@@ -191,24 +99,33 @@ impl Link {
 
     /// How many requests nobody has answered: whoever should have may have been restarted.
     pub fn unanswered(&self) -> u64 {
-        self.waiters.unanswered.load(Ordering::Relaxed)
+        self.waiters.unanswered()
     }
 
     /// A number that grows with all that may hide a restart of nats-server: the connection broke or
     /// stands again, a request had no answer, the stream has another leader. A batch may have been cut.
     pub fn disturbances(&self) -> u64 {
-        self.unanswered() + *self.changes.borrow() + self.waiters.disturbed.load(Ordering::Relaxed)
+        *self.waiters.disturbances().borrow()
     }
 
-    /// Notes that the stream has another leader.
+    /// Tells whenever that number grows.
+    pub fn disturbed(&self) -> watch::Receiver<u64> {
+        self.waiters.disturbances().subscribe()
+    }
+
+    /// Notes that the stream has another leader, or is another one.
     pub fn disturb(&self) {
-        self.waiters.disturbed.fetch_add(1, Ordering::Relaxed);
-        self.waiters.disturbance.notify_one();
+        self.waiters.disturb();
     }
 
-    /// Waits until [`Link::disturbances`] grows by something else than the connection; for one waiter.
-    pub async fn disturbed(&self) {
-        self.waiters.disturbance.notified().await;
+    /// Why nothing may be published to this subject, if nats-server has just said that it may not.
+    pub fn denied(&self, subject: &str) -> Option<LinkError> {
+        self.waiters.denied_to(subject)
+    }
+
+    /// The permissions that are missing, as nats-server said a moment ago.
+    pub fn all_denied(&self) -> Option<String> {
+        self.waiters.all_denied()
     }
 
     /// A number that changes whenever the connection breaks or stands again.
@@ -221,7 +138,7 @@ impl Link {
         let mut changes = self.changes.clone();
         while !self.is_connected() {
             if Instant::now() >= deadline {
-                let said = self.waiters.complaint().clone();
+                let said = self.waiters.said();
                 let said = said.map_or_else(String::new, |said| format!(": {said}"));
                 // The client does not tell what it is that went wrong with TLS.
                 let hint = if self.tls && !said.is_empty() {
@@ -260,14 +177,13 @@ impl Link {
     ) -> Result<Replies, LinkError> {
         let connect_by = Instant::now() + CONNECT_WAIT_MAX.min(wait);
         self.connected(connect_by).await?;
+        if let Some(denied) = self.denied(&subject) {
+            return Err(denied);
+        }
         let deadline = Instant::now() + wait;
-        let (sender, messages) = mpsc::channel(answers_max);
-        let id = self.waiters.next.fetch_add(1, Ordering::Relaxed);
-        self.waiters.replies().insert(id, sender);
         // From here on dropping it takes it out again.
-        let waiters = Arc::clone(&self.waiters);
-        let replies = Replies { id, messages, waiters, subject: subject.clone(), deadline };
-        let reply = format!("{}.{id}", self.inbox);
+        let replies = self.waiters.register(subject.clone(), answers_max, deadline);
+        let reply = format!("{}.{}", self.inbox, replies.id);
         match headers {
             Some(headers) => {
                 let sent =
@@ -323,7 +239,7 @@ impl Link {
         // It may be gone; what was accepted has had its answer.
         drop(timeout(CONNECT_WAIT_MAX, self.client.drain()).await);
         self.dispatcher.abort();
-        self.waiters.replies().clear();
+        self.waiters.close();
     }
 }
 
@@ -392,16 +308,15 @@ fn callback(
     move |event| {
         match event {
             Event::Connected => {
-                *waiters.complaint() = None;
                 changed.send_modify(|number| *number += 1);
+                waiters.connected();
             }
-            // Whatever was asked on the old connection is not answered on the new one.
             Event::Disconnected | Event::Closed => {
-                waiters.replies().clear();
                 changed.send_modify(|number| *number += 1);
+                waiters.broken();
             }
-            Event::ServerError(error) => *waiters.complaint() = Some(error.to_string()),
-            Event::ClientError(error) => *waiters.complaint() = Some(error.to_string()),
+            Event::ServerError(error) => waiters.note(error.to_string()),
+            Event::ClientError(error) => waiters.note(error.to_string()),
             Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {}
         }
         Box::pin(async {})

@@ -6,3 +6,4 @@ pub mod link;
 pub mod meter;
 pub mod names;
 pub mod subjects;
+pub mod waiters;

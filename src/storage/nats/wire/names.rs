@@ -1,8 +1,10 @@
 //! Every name on the bus: stream, subjects, headers. `docs/storage-format.md` describes them.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
-use crate::domain::{EventKind, PlaceId, WorkflowId, parse_token_id};
+use crate::domain::{EventKind, PlaceId, WorkflowId, parse_token_id, workflow_hash};
 
 /// The one stream.
 pub const STREAM: &str = "CIRCUIT_BREAKER_GLOBAL";
@@ -16,6 +18,11 @@ pub const STREAM_SUBJECTS: [&str; 6] = [
     "cb.tokens.*",
     "cb.store.>",
 ];
+
+/// Subjects that nothing is stored on, one for each part of what the engine publishes: no name begins
+/// like these.
+pub const PROBES: [&str; 3] =
+    ["cb.workflows._probe.definition", "cb.tokens._probe", "cb.store._probe"];
 
 /// Where committed messages are published again, for who listens without a consumer.
 pub const REPUBLISH_SOURCE: &str = "cb.workflows.>";
@@ -66,12 +73,43 @@ pub mod header {
 /// that of the first version: its departures stand before their tokens and name no place.
 pub const FORMAT: u32 = 2;
 
+/// Which store it is, and which life of it.
+pub const IDENTITY: &str = "cb.store.identity";
+
+/// The pointer of a token's id: the workflow that the token is of.
+pub fn pointer(token: Uuid) -> String {
+    format!("cb.tokens.{token}")
+}
+
+/// The pointer of a hash: the first workflow whose id has it.
+pub fn hash_pointer(hash: u32) -> String {
+    format!("cb.store.hashes.{hash:06x}")
+}
+
 /// All records of repairs.
 pub const ALL_REPAIRS: &str = "cb.store.repairs.*";
 
 /// The subject of the record that an event was written by a repair: of several repairs one writes.
 pub fn repair(event: Uuid) -> String {
     format!("cb.store.repairs.{event}")
+}
+
+/// This server's own record, by which it sees whether the store is still the one that it knew.
+pub fn server(server: Uuid) -> String {
+    format!("cb.store.servers.{server}")
+}
+
+/// That two tokens of an older store have the same id.
+pub fn double_id(token: Uuid) -> String {
+    format!("cb.store.double_ids.{token}")
+}
+
+/// All records of that.
+pub const ALL_DOUBLE_IDS: &str = "cb.store.double_ids.*";
+
+/// For how long nats-server keeps a message that ages, as its header says it.
+pub fn ttl(age: Duration) -> String {
+    format!("{}s", age.as_secs().max(1))
 }
 
 /// The subject of a workflow's definition.
@@ -87,11 +125,6 @@ pub fn token(workflow: &WorkflowId, place: &PlaceId, token: Uuid) -> String {
 /// A token in whatever place of a workflow.
 pub fn token_anywhere(workflow: &WorkflowId, token: Uuid) -> String {
     format!("cb.workflows.{workflow}.places.*.tokens.{token}")
-}
-
-/// A token in whatever workflow.
-pub fn token_in_any_workflow(token: Uuid) -> String {
-    format!("cb.workflows.*.places.*.tokens.{token}")
 }
 
 /// All tokens of a workflow.
@@ -120,14 +153,19 @@ pub fn event(workflow: &WorkflowId, kind: EventKind) -> String {
     format!("cb.workflows.{workflow}.events.{stream}")
 }
 
-/// Whether a creation of this token may look for its id in its workflow alone: the id ends in the
-/// workflow's hash, as ids made here do.
+/// Whether the id ends in the hash of this workflow, as ids made here do. A client may choose one that
+/// does, too.
 pub fn id_names_workflow(token: Uuid, workflow: &WorkflowId) -> bool {
-    id_hash(token) == crate::domain::workflow_hash(workflow)
+    named_hash(token) == Some(workflow_hash(workflow))
+}
+
+/// The hash of a workflow that an id ends in, if it has the form of those made here: version 7.
+pub fn named_hash(token: Uuid) -> Option<u32> {
+    (token.get_version_num() == 7).then(|| id_hash(token))
 }
 
 /// The last 24 bits of a token id.
-pub fn id_hash(token: Uuid) -> u32 {
+fn id_hash(token: Uuid) -> u32 {
     let [.., a, b, c] = token.into_bytes();
     u32::from_be_bytes([0, a, b, c])
 }
@@ -144,6 +182,11 @@ pub fn parse_token(subject: &str) -> Option<(WorkflowId, PlaceId, Uuid)> {
     next("tokens")?;
     let token = parse_token_id(next("")?).ok()?;
     parts.next().is_none().then_some((workflow, place, token))
+}
+
+/// The token whose pointer stands on this subject.
+pub fn parse_pointer(subject: &str) -> Option<Uuid> {
+    parse_token_id(subject.strip_prefix("cb.tokens.")?).ok()
 }
 
 /// The workflow that a subject is of.
@@ -208,5 +251,9 @@ mod tests {
         let id = new_token_id(&workflow, chrono::DateTime::UNIX_EPOCH, [7; 10]);
         assert!(id_names_workflow(id, &workflow));
         assert!(!id_names_workflow(id, &WorkflowId::parse("other").unwrap()));
+        // An id of another version names none, however it ends.
+        let chosen = Uuid::from_u128((id.as_u128() & !(0xf << 76)) | (4 << 76));
+        assert_eq!(chosen.get_version_num(), 4);
+        assert_eq!((named_hash(chosen), named_hash(id)), (None, Some(workflow_hash(&workflow))));
     }
 }

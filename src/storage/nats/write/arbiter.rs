@@ -6,11 +6,13 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
-use super::commit::Target;
+use super::claim;
+use super::commit::{Kind, Target};
 use super::find::{self, Found};
 use super::mend::Mender;
 use super::pending::{Pending, answer, expire_or_keep};
 use super::pieces::{Verdict, judge};
+use crate::domain::workflow_hash;
 use crate::storage::StorageError;
 use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::unavailable;
@@ -114,11 +116,13 @@ impl Arbiter {
     /// Which change of a group a message stands in the way of.
     pub async fn whose(&self, group: &[Pending], told: u64) -> Option<usize> {
         let message = self.mender.reader.at(told).await.ok()??;
-        let target = match names::parse_token(&message.subject) {
-            Some((_, _, token)) => Target::Token(token),
-            None => Target::Workflow(names::parse_definition(&message.subject)?),
-        };
-        group.iter().position(|pending| pending.commit.target == target)
+        let mut group = group.iter();
+        match (names::parse_token(&message.subject), names::parse_pointer(&message.subject)) {
+            (Some((_, _, token)), _) | (None, Some(token)) => {
+                group.position(|pending| pending.commit.target == Target::Token(token))
+            }
+            (None, None) => group.position(|pending| pending.commit.expects(&message.subject)),
+        }
     }
 
     /// A change that nats-server has refused, as another one came before: unless that was an earlier
@@ -150,21 +154,45 @@ impl Arbiter {
             answer(pending, Err(lost));
             return None;
         }
-        // nats-server refuses a creation also where it cannot look, such as while it shuts down. So
-        // it has lost only to something that is there.
-        match find::is_taken(&self.mender.reader, &pending.commit.target).await {
-            Ok(true) => {
-                let lost = pending.commit.lost();
-                answer(pending, Err(lost));
-                None
-            }
-            Ok(false) | Err(_) => Some(pending),
-        }
+        self.creation_lost(pending).await
     }
-}
 
-/// The sequence that a refusal names, or 0. nats-server tells it in its words alone.
-pub fn told(description: &str) -> u64 {
-    let digits = description.rsplit(' ').next().unwrap_or_default();
-    digits.parse().unwrap_or(0)
+    /// nats-server refuses a creation also where it cannot look, such as while it shuts down, and for a
+    /// pointer that is nobody's. So it has lost only to something that is there; else it is given back,
+    /// with what it can claim now.
+    async fn creation_lost(&self, mut pending: Pending) -> Option<Pending> {
+        let Mender { reader, index, .. } = &self.mender;
+        let taken = match (&pending.commit.target, &pending.commit.kind) {
+            (Target::Token(id), Kind::CreateToken { workflow }) => {
+                match claim::look(reader, index, *id, workflow).await {
+                    Ok(Some(claim)) => {
+                        pending.commit.claim(&claim);
+                        false
+                    }
+                    Ok(None) => true,
+                    Err(_) => return Some(pending),
+                }
+            }
+            (Target::Workflow(workflow), _) => {
+                match reader.last(&names::definition(workflow)).await {
+                    Ok(Some(_)) => true,
+                    Ok(None) => {
+                        let hash = workflow_hash(workflow);
+                        if matches!(index.first(reader, hash).await, Ok(Some(_))) {
+                            pending.commit.without_pointer();
+                        }
+                        false
+                    }
+                    Err(_) => return Some(pending),
+                }
+            }
+            (Target::Token(_), _) => return Some(pending),
+        };
+        if !taken {
+            return Some(pending);
+        }
+        let lost = pending.commit.lost();
+        answer(pending, Err(lost));
+        None
+    }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::outgoing::Outgoing;
+use super::refusal::Refusal;
 use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::header;
@@ -21,7 +22,7 @@ const COMMIT_WAIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub enum BatchError {
     /// The server says no: nothing is stored.
-    Refused { err_code: u64, description: String },
+    Refused(Refusal),
     /// It cannot be stored: not everything of it was sent, or nobody took it.
     NotDone(String),
     /// No answer: it is stored, or not, or will yet be.
@@ -67,7 +68,7 @@ fn answered(answer: Result<async_nats::Message, LinkError>, count: u64) -> Resul
     let acknowledged = match jetstream::parse(&answer.payload) {
         Ok(acknowledged) => acknowledged,
         Err(jetstream::ApiError::Refused { err_code, description }) => {
-            return Err(BatchError::Refused { err_code, description });
+            return Err(BatchError::Refused(Refusal { err_code, description }));
         }
         Err(error) => return Err(BatchError::Unknown(error.to_string())),
     };

@@ -3,13 +3,18 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
+use super::claim::Claim;
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Shape};
-use crate::domain::{Cause, Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::domain::{
+    Cause, Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId, workflow_hash,
+};
 use crate::storage::nats::read::known::events_after;
-use crate::storage::nats::read::stored::Stored;
+use crate::storage::nats::read::stored::{Stored, pointer_payload};
+use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::{self, header};
 use crate::storage::{Sequence, StorageError};
 
@@ -46,7 +51,7 @@ pub enum Kind {
 pub struct Commit {
     pub target: Target,
     pub kind: Kind,
-    /// In the order in which they must be stored: the token or definition first.
+    /// In the order in which they must be stored.
     pub messages: Vec<(Piece, Outgoing)>,
     /// The id of its event, by which it is found again.
     pub event_id: Uuid,
@@ -59,10 +64,12 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// A new definition: nobody may have one of this id.
+    /// A new definition: nobody may have one of this id. Where it is the `first` of its hash, that is
+    /// claimed, too.
     pub fn create_workflow(
         definition: &WorkflowDefinition,
         event: &WorkflowEvent,
+        first: bool,
         age: Duration,
     ) -> Result<Self, StorageError> {
         let subject = names::definition(&definition.id);
@@ -71,10 +78,18 @@ impl Commit {
             .with(header::EVENTS, event_id)
             .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         let event = event_message(event, event_id, None, age)?;
+        let mut messages = Vec::with_capacity(3);
+        if first {
+            let subject = names::hash_pointer(workflow_hash(&definition.id));
+            let pointer = Outgoing::new(subject, pointer_payload(&definition.id))
+                .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
+            messages.push((Piece::Pointer, pointer));
+        }
+        messages.extend([(Piece::State, state), (Piece::Event, event)]);
         Ok(Self {
             target: Target::Workflow(definition.id.clone()),
             kind: Kind::CreateWorkflow,
-            messages: vec![(Piece::State, state), (Piece::Event, event)],
+            messages,
             event_id,
             version: 0,
             newest: None,
@@ -82,32 +97,62 @@ impl Commit {
         })
     }
 
-    /// A new token: its id is in no place of its workflow and, unless it names its workflow, in
-    /// no other workflow.
-    pub fn create_token(change: &Change, age: Duration) -> Result<Self, StorageError> {
-        let token = &change.token;
-        let workflow = token.workflow_id.clone();
-        // Who creates the same id must look at the same subjects, or two could come at once.
-        let anywhere = if names::id_names_workflow(token.id, &workflow) {
-            names::token_anywhere(&workflow, token.id)
-        } else {
-            names::token_in_any_workflow(token.id)
-        };
-        let mut commit =
-            Self::of_token(change, Uuid::new_v4(), Kind::CreateToken { workflow }, None, age)?;
+    /// A definition whose hash another one has: it claims none.
+    pub fn without_pointer(&mut self) {
+        self.messages.retain(|(piece, _)| *piece != Piece::Pointer);
+    }
+
+    /// A new token, whose id is taken as the claim says.
+    pub fn create_token(
+        change: &Change,
+        claim: &Claim,
+        age: Duration,
+    ) -> Result<Self, StorageError> {
+        let workflow = change.token.workflow_id.clone();
+        let anywhere = names::token_anywhere(&workflow, change.token.id);
+        let kind = Kind::CreateToken { workflow };
+        let pointer = claim.pointer.is_some();
+        let mut commit = Self::of_token(change, Uuid::new_v4(), kind, pointer, None, age)?;
         let event_id = commit.event_id;
         let state = commit.state();
         state.set(header::EVENTS, event_id);
         state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
+        commit.claim(claim);
         Ok(commit)
     }
 
-    /// A move, decided on the token's message `expected`. Before it is sent, it must be told what it
+    /// Lets a creation claim its id as that is now.
+    pub fn claim(&mut self, claim: &Claim) {
+        for (piece, message) in &mut self.messages {
+            match (piece, claim.pointer, &claim.event) {
+                (Piece::Pointer, Some(sequence), _) => {
+                    message.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, sequence);
+                    if sequence > 0 {
+                        message.set(header::ROLLUP, "sub");
+                    }
+                }
+                (Piece::Event, _, Some(check)) => {
+                    message.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, check.sequence);
+                    message.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, &check.subject);
+                }
+                _ => {}
+            }
+        }
+        if let Some((_, first)) = self.messages.first_mut() {
+            match claim.end {
+                Some(end) => first.set(header::EXPECTED_LAST_SEQUENCE, end),
+                None => first.unset(header::EXPECTED_LAST_SEQUENCE),
+            }
+        }
+    }
+
+    /// A move, decided on the token's message `expected`; the token has a `pointer` or none. Before it is sent, it must be told what it
     /// can rely on: [`Commit::rely_on`].
     pub fn move_token(
         expected: Sequence,
         change: &Change,
+        pointer: bool,
         age: Duration,
     ) -> Result<Self, StorageError> {
         let token = &change.token;
@@ -121,7 +166,7 @@ impl Commit {
         let anywhere = names::token_anywhere(&workflow, token.id);
         // The event of the change before stands right after its token.
         let (previous, kind) = (Some(expected.0 + 1), Kind::Move { workflow, expected });
-        let mut commit = Self::of_token(change, Uuid::new_v4(), kind, previous, age)?;
+        let mut commit = Self::of_token(change, Uuid::new_v4(), kind, pointer, previous, age)?;
         commit.state().set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
         Ok(commit)
     }
@@ -131,6 +176,7 @@ impl Commit {
     pub fn of_stored(
         state: &Stored,
         event: Option<Outgoing>,
+        pointer: bool,
         age: Duration,
     ) -> Result<Self, StorageError> {
         let mut token = Token::clone(&state.token()?.token);
@@ -151,7 +197,8 @@ impl Commit {
             Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
         });
         let change = Change::newest_of(token, cause, state.marks.ages);
-        let mut commit = Self::of_token(&change, event_id, kind, state.marks.previous, age)?;
+        let mut commit =
+            Self::of_token(&change, event_id, kind, pointer, state.marks.previous, age)?;
         let first = commit.state();
         // Byte for byte what is stored, with what a later version may have added.
         first.payload = state.payload.clone();
@@ -171,16 +218,20 @@ impl Commit {
         change: &Change,
         event_id: Uuid,
         kind: Kind,
+        pointer: bool,
         previous: Option<u64>,
         age: Duration,
     ) -> Result<Self, StorageError> {
         let token = &change.token;
         let left = change.from_place().filter(|from| **from != token.place);
-        let shape = Shape { leaves: left.is_some(), completes: change.completes() };
+        let (creates, completes) = (matches!(kind, Kind::CreateToken { .. }), change.completes());
+        let shape = Shape { creates, pointer, leaves: left.is_some(), completes };
         let mut events = change.events.iter();
-        let mut messages = Vec::with_capacity(4);
+        let mut messages = Vec::with_capacity(5);
         for piece in shape.pieces() {
             let message = match piece {
+                Piece::Pointer => pointer_message(token, Some(age).filter(|_| completes)),
+                Piece::PointerTtl => pointer_message(token, Some(age)).with(header::ROLLUP, "sub"),
                 Piece::State => token_message(change, previous, age)?,
                 Piece::Event => match events.next() {
                     Some(event) => event_message(event, event_id, previous, age)?,
@@ -209,7 +260,18 @@ impl Commit {
 
     /// The message that holds the token or the definition.
     pub fn state(&mut self) -> &mut Outgoing {
-        &mut self.messages[0].1
+        let at = self.state_at();
+        &mut self.messages[at].1
+    }
+
+    /// Where among its messages that stands. Every commit has one, and only a pointer before it.
+    pub fn state_at(&self) -> usize {
+        usize::from(self.messages.first().is_some_and(|(piece, _)| *piece == Piece::Pointer))
+    }
+
+    /// What is stored of the token or the definition.
+    pub fn state_payload(&self) -> &Bytes {
+        &self.messages[self.state_at()].1.payload
     }
 
     /// Tells a move the sequence of the token's newest message, and the ids of its newest events.
@@ -238,6 +300,20 @@ impl Commit {
     /// The ids of the token's newest events once it is committed, the newest first.
     pub fn events(&self) -> Vec<Uuid> {
         events_after(self.event_id, &self.earlier)
+    }
+
+    /// Whether it relies on this subject being empty, or writes to it.
+    pub fn expects(&self, subject: &str) -> bool {
+        let checks = |message: &Outgoing| {
+            let checked = message.headers.get(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT);
+            message.subject == subject || checked.is_some_and(|checked| checked.as_str() == subject)
+        };
+        self.messages.iter().any(|(_, message)| checks(message))
+    }
+
+    /// What nats-server has just said that may not be published of it.
+    pub fn denied(&self, link: &Link) -> Option<LinkError> {
+        self.messages.iter().find_map(|(_, message)| link.denied(&message.subject))
     }
 
     /// Whether its last message is a departure.
@@ -285,6 +361,16 @@ fn list(ids: &[Uuid]) -> String {
     ids.iter().map(Uuid::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Leads from a token's id to its workflow.
+fn pointer_message(token: &Token, age: Option<Duration>) -> Outgoing {
+    let payload = pointer_payload(&token.workflow_id);
+    let message = Outgoing::new(names::pointer(token.id), payload);
+    match age {
+        Some(age) => message.with(header::TTL, names::ttl(age)),
+        None => message,
+    }
+}
+
 /// Takes a token out of a place; it tells readers where the token went.
 fn departure(subject: String, place: &str) -> Outgoing {
     Outgoing::new(subject, Vec::new())
@@ -314,7 +400,7 @@ fn token_message(
     }
     // What is completed is history.
     if change.completes() {
-        message.set(header::TTL, outgoing::ttl(age));
+        message.set(header::TTL, names::ttl(age));
     }
     Ok(message)
 }
@@ -327,5 +413,5 @@ fn event_message(
 ) -> Result<Outgoing, StorageError> {
     let subject = names::event(&event.workflow_id, event.kind);
     let payload = outgoing::event_payload(event, id, previous)?;
-    Ok(Outgoing::new(subject, payload).with(header::TTL, outgoing::ttl(age)))
+    Ok(Outgoing::new(subject, payload).with(header::TTL, names::ttl(age)))
 }

@@ -8,17 +8,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use super::arbiter::{Arbiter, told};
+use super::arbiter::Arbiter;
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
 use super::gather::Gathered;
 use super::mend::Mender;
-use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
+use super::pending::{Pending, answer, expire_or_keep, no_room_for, not_done, tried};
+use super::refusal::{Plan, Refusal};
+use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
+use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::upkeep::retention::{Allowance, Retention};
-use crate::storage::nats::upkeep::supervisor::Opened;
-use crate::storage::nats::wire::jetstream::code;
+use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Sequence, StorageError};
@@ -53,12 +55,23 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
+/// How long it waits for the look at what store it is.
+const SETTLE_WAIT: Duration = Duration::from_millis(200);
+
 /// The most time for one look, and the least between two log lines that say that looks fail.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 const TELL_PERIOD: Duration = Duration::from_secs(30);
 
-/// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
-const REFUSALS_WHOLE: u32 = 2;
+/// What the committer and others tell one another.
+pub struct Signals {
+    /// Whether anything can be written.
+    pub standing: watch::Receiver<Standing>,
+    /// What had disturbed the connection when the stream was looked at last: before that has seen what
+    /// store it is, its end is not looked at.
+    pub settled: watch::Receiver<Option<u64>>,
+    /// The same for the end of the stream; readers wait for it.
+    pub looked: watch::Sender<Option<u64>>,
+}
 
 /// The one task that writes to the stream for this process.
 pub struct Committer {
@@ -66,17 +79,12 @@ pub struct Committer {
     reader: Arc<Reader>,
     retention: Arc<Retention>,
     meter: Arc<Meter>,
+    life: Arc<Life>,
     arbiter: Arbiter,
     queue: mpsc::Receiver<Pending>,
-    /// The sequence up to which the stream is known to be whole.
-    whole: u64,
-    /// Before that there is no end to look at.
-    opened: watch::Receiver<Opened>,
-    /// What had disturbed the connection when the end of the stream was looked at last; readers wait
-    /// for it.
-    looked: watch::Sender<u64>,
-    /// Tells when the connection breaks or stands again.
-    changes: watch::Receiver<u64>,
+    /// The sequence up to which the stream is known to be whole, in which life of the store.
+    whole: (u64, u64),
+    signals: Signals,
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
     /// When the log was told that looks fail.
@@ -87,9 +95,7 @@ pub struct Committer {
     changed: HashMap<Target, u64>,
     /// How many changes the next batch may hope for, and how long it waits for them.
     hope: (usize, Duration),
-    /// What is tried again, and when. It takes turns with what is new, so that neither blocks the other.
-    retries: VecDeque<(Instant, Vec<Pending>)>,
-    turn_of_retries: bool,
+    turns: Turns<Pending>,
 }
 
 /// Parts of a batch that are still to be tried, in their order.
@@ -99,29 +105,26 @@ impl Committer {
     pub fn new(
         mender: Mender,
         retention: Arc<Retention>,
-        meter: Arc<Meter>,
+        life: Arc<Life>,
         queue: mpsc::Receiver<Pending>,
-        opened: watch::Receiver<Opened>,
-        looked: watch::Sender<u64>,
+        signals: Signals,
     ) -> Self {
         Self {
-            changes: mender.link.changes(),
+            meter: Arc::clone(&mender.meter),
             link: Arc::clone(&mender.link),
             reader: Arc::clone(&mender.reader),
             retention,
-            meter,
+            life,
             arbiter: Arbiter { mender },
             queue,
-            whole: 0,
-            opened,
-            looked,
+            whole: (0, 0),
+            signals,
             look_at: None,
             told_at: None,
             held: VecDeque::new(),
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
-            retries: VecDeque::new(),
-            turn_of_retries: false,
+            turns: Turns::new(),
         }
     }
 
@@ -147,20 +150,13 @@ impl Committer {
     /// What to do next; none at the end.
     async fn next(&mut self) -> Option<Work> {
         loop {
-            let due = self.retries.front().map(|(at, _)| *at);
-            let is_due = due.is_some_and(|at| at <= Instant::now());
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
-            if is_due && (self.turn_of_retries || !is_new) {
-                self.turn_of_retries = false;
-                return self.retries.pop_front().map(|(_, group)| Work::Retry(group));
-            }
-            self.turn_of_retries = true;
-            if is_new {
-                return Some(Work::New(self.gather(None).await));
-            }
-            if self.wants_to_look() {
-                return Some(Work::Look);
-            }
+            let due = match self.turns.next(Instant::now(), is_new, self.wants_to_look()) {
+                Turn::New => return Some(Work::New(self.gather(None).await)),
+                Turn::Retry(group) => return Some(Work::Retry(group)),
+                Turn::Look => return Some(Work::Look),
+                Turn::Wait(due) => due,
+            };
             let until = due.into_iter().chain(self.look_at).min();
             let until = until.unwrap_or_else(|| Instant::now() + LOOK_PERIOD);
             tokio::select! {
@@ -170,10 +166,9 @@ impl Committer {
                     (None, Some(due)) => sleep_until(due).await,
                     (None, None) => return None,
                 },
-                // Whether the connection changed or time passed, it begins anew.
-                Ok(()) = self.changes.changed() => {}
-                Ok(()) = self.opened.changed() => {}
-                () = self.link.disturbed() => {}
+                // Whatever changed, or if time passed, it begins anew.
+                Ok(()) = self.signals.settled.changed() => {}
+                Ok(()) = self.signals.standing.changed() => {}
                 () = sleep_until(until) => {}
             }
         }
@@ -181,8 +176,8 @@ impl Committer {
 
     /// Whether nats-server may have been restarted since the last look, and can be asked.
     fn wants_to_look(&self) -> bool {
-        *self.looked.borrow() != self.link.disturbances()
-            && matches!(*self.opened.borrow(), Opened::Yes)
+        *self.signals.looked.borrow() != *self.signals.settled.borrow()
+            && *self.signals.standing.borrow() == Standing::Open
             && self.link.is_connected()
             && self.look_at.is_none_or(|at| at <= Instant::now())
     }
@@ -190,17 +185,28 @@ impl Committer {
     /// Mends what a restart of nats-server may have cut off at the end of the stream. Nothing is
     /// written before that.
     async fn look_at_the_end(&mut self) -> Result<(), StorageError> {
-        let disturbances = self.link.disturbances();
-        if *self.looked.borrow() == disturbances {
+        let disturbances = Some(self.link.disturbances());
+        if *self.signals.looked.borrow() == disturbances {
             return Ok(());
         }
-        let look = timeout(LOOK_WAIT_MAX, self.arbiter.mender.end_of_stream(self.whole)).await;
+        // It is seen first whether it is still the same store.
+        let settled = self.signals.settled.wait_for(|settled| *settled >= disturbances);
+        match timeout(SETTLE_WAIT, settled).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(unavailable("it was closed")),
+            Err(_) => return Err(unavailable("the stream cannot be looked at yet")),
+        }
+        let life = self.life.number();
+        if self.whole.0 != life {
+            self.whole = (life, 0);
+        }
+        let look = timeout(LOOK_WAIT_MAX, self.arbiter.mender.end_of_stream(self.whole.1)).await;
         match look.unwrap_or_else(|_| Err(unavailable("the end of the stream is read too slowly")))
         {
             Ok(last) => {
-                self.whole = last;
+                self.whole = (life, last);
                 (self.look_at, self.told_at) = (None, None);
-                self.looked.send_replace(disturbances);
+                self.signals.looked.send_replace(disturbances);
                 Ok(())
             }
             Err(error) => {
@@ -288,6 +294,10 @@ impl Committer {
     async fn settle(&mut self, batch: Vec<Pending>) {
         let mut groups = Groups::from([batch]);
         while let Some(group) = groups.pop_front() {
+            let group = self.unless_broken(group);
+            if group.is_empty() {
+                continue;
+            }
             if let Err(error) = self.look_at_the_end().await {
                 let (group, now) = (tried(group, &error.to_string(), false), Instant::now());
                 let in_time = group.into_iter().filter_map(|one| expire_or_keep(one, now));
@@ -300,9 +310,15 @@ impl Committer {
             if group.is_empty() {
                 continue;
             }
-            let sent = Instant::now();
+            let (sent, before) = (Instant::now(), self.reader.last_sequence());
             match self.send(&group).await {
-                Ok(last) => self.done(group, last, sent),
+                Ok(last) => {
+                    if last <= before {
+                        // The stream has gone back since: it is another one, and has taken this.
+                        self.life.suspect();
+                    }
+                    self.done(group, last, sent);
+                }
                 Err(BatchError::Unknown(reason)) => {
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
                     self.put_back(tried(group, &reason, true), RETRY_PAUSE);
@@ -310,17 +326,32 @@ impl Committer {
                 Err(BatchError::NotDone(reason)) => {
                     self.put_back(tried(group, &reason, false), RETRY_PAUSE);
                 }
-                Err(BatchError::Refused { err_code, description }) => {
-                    self.refused(group, err_code, description, &mut groups).await;
+                Err(BatchError::Refused(refusal)) => {
+                    self.refused(group, refusal, &mut groups).await;
                 }
             }
         }
     }
 
-    fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
-        if !group.is_empty() {
-            self.retries.push_back((Instant::now() + pause, group));
+    /// Answers what cannot be written until a person has put something right.
+    fn unless_broken(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let reason = match &*self.signals.standing.borrow() {
+            Standing::Broken(reason) => Some(reason.clone()),
+            Standing::Open | Standing::NotYet(_) | Standing::Refused(_) => None,
+        };
+        let (hopeless, rest): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .partition(|pending| reason.is_some() || pending.commit.denied(&self.link).is_some());
+        for pending in hopeless {
+            let denied = || pending.commit.denied(&self.link).map(|error| error.to_string());
+            let reason = reason.clone().or_else(denied);
+            not_done(pending, reason.unwrap_or_default());
         }
+        rest
+    }
+
+    fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
+        self.turns.put_back(group, Instant::now() + pause);
     }
 
     async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
@@ -331,51 +362,41 @@ impl Committer {
         batch::send(&self.link, messages.into_iter()).await
     }
 
-    async fn refused(
-        &mut self,
-        mut group: Vec<Pending>,
-        err_code: u64,
-        description: String,
-        groups: &mut Groups,
-    ) {
-        let reason = format!("{description} (error code {err_code})");
-        let lost = err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY;
-        let told = if err_code == code::WRONG_LAST_SEQUENCE { told(&description) } else { 0 };
-        debug!(err_code, description, changes = group.len(), "nats-server has refused a batch");
+    async fn refused(&mut self, mut group: Vec<Pending>, refusal: Refusal, groups: &mut Groups) {
+        debug!(?refusal, changes = group.len(), "nats-server has refused a batch");
         for pending in &mut group {
             pending.refusals += 1;
         }
-        let stubborn = group.iter().any(|pending| pending.refusals > REFUSALS_WHOLE);
-        if group.len() > 1
-            && told > 0
-            && let Some(place) = self.arbiter.whose(&group, told).await
-        {
-            // Its sequence says which one it is, so the others need not suffer for it.
-            let mut culprit = group.remove(place);
-            culprit.told = told;
-            groups.push_front(group);
-            let again = self.arbiter.lost(culprit).await;
-            self.put_back(again.into_iter().collect(), Duration::ZERO);
-            return;
-        }
-        if group.len() > 1 && (lost || stubborn || err_code == code::BATCH_TOO_LARGE) {
-            // The server does not say which it is: halves, down to one.
-            split(group, groups);
-            return;
-        }
-        let group = tried(group, &reason, false);
-        match err_code {
-            code::WRONG_LAST_SEQUENCE => {
-                for mut pending in group {
+        let told = refusal.told();
+        let culprit =
+            if group.len() > 1 && told > 0 { self.arbiter.whose(&group, told).await } else { None };
+        let often = group.iter().map(|pending| pending.refusals).max().unwrap_or(0);
+        let plan = refusal.plan(group.len(), often, culprit);
+        let reason = format!("{} (error code {})", refusal.description, refusal.err_code);
+        match plan {
+            Plan::Culprit(place) => {
+                // Its sequence says which one it is, so the others need not suffer for it.
+                let mut culprit = group.remove(place);
+                culprit.told = told;
+                groups.push_front(group);
+                let again = self.arbiter.lost(culprit).await;
+                self.put_back(again.into_iter().collect(), Duration::ZERO);
+            }
+            Plan::Halves => split(group, groups),
+            Plan::Judge => {
+                for mut pending in tried(group, &reason, false) {
                     pending.told = told;
                     let again = self.arbiter.lost(pending).await;
                     let pause = if told > 0 { Duration::ZERO } else { RETRY_PAUSE };
                     self.put_back(again.into_iter().collect(), pause);
                 }
             }
-            code::WRITE_UNDER_WAY => self.put_back(group, BUSY_PAUSE),
-            code::STORE_FAILED => self.no_room(group, groups).await,
-            _ => self.put_back(group, RETRY_PAUSE),
+            Plan::Busy => self.put_back(tried(group, &reason, false), BUSY_PAUSE),
+            Plan::NoRoom => self.no_room(tried(group, &reason, false), groups).await,
+            Plan::LookAndRetry => {
+                self.life.want_look();
+                self.put_back(tried(group, &reason, false), RETRY_PAUSE);
+            }
         }
     }
 
@@ -408,10 +429,12 @@ impl Committer {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
         self.reader.record_sequence(last);
-        self.whole = self.whole.max(last);
+        if self.whole.0 == self.life.number() {
+            self.whole.1 = self.whole.1.max(last);
+        }
         let mut next = last + 1 - count as u64;
         for pending in group {
-            let (commit, state) = (&pending.commit, next);
+            let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);
             next += commit.messages.len() as u64;
             if let Target::Token(token) = commit.target {
                 let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };

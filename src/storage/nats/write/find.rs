@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 
 use super::commit::{Commit, Kind, Target};
 use super::mend::{Mended, Mender};
@@ -79,9 +80,11 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
     for _ in 0..ROUNDS_MAX {
         let last = jetstream::stream_state(&mender.link).await?.last_sequence;
         let Some(found) = token::find(&mender.reader, workflow, *id).await? else {
+            let gone = Found::Unclear("the token is not there any more".to_owned());
             return Ok(match commit.kind {
-                _ if told > 0 => Found::Unclear("the token is not there any more".to_owned()),
-                Kind::Move { .. } => Found::Unclear("the token is not there any more".to_owned()),
+                Kind::Move { .. } => gone,
+                // What stood in its way may have been the token itself, or a pointer.
+                _ if told > 0 && was_token(&mender.reader, *id, told).await? => gone,
                 Kind::CreateToken { .. } | Kind::CreateWorkflow => Found::Absent,
             });
         };
@@ -106,6 +109,14 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
         }
     }
     Ok(Found::Unclear("the token moves on faster than it can be looked at".to_owned()))
+}
+
+/// Whether the message with this sequence is of the token, or was something that is gone.
+async fn was_token(reader: &Reader, id: Uuid, sequence: u64) -> Result<bool, StorageError> {
+    let message = reader.at(sequence).await?;
+    Ok(message.is_none_or(|message| {
+        names::parse_token(&message.subject).is_some_and(|(_, _, token)| token == id)
+    }))
 }
 
 /// What a token's message tells of a commit.
@@ -177,7 +188,7 @@ async fn along_the_events(
 
 /// The same by what is there now, where its event was removed.
 fn by_state(state: &Stored, commit: &Commit) -> Result<Found, StorageError> {
-    if state.payload == commit.messages[0].1.payload {
+    if state.payload == *commit.state_payload() {
         return Ok(Found::Stored(Sequence(state.sequence)));
     }
     let later = state.token()?.token.version > commit.version;
@@ -198,13 +209,4 @@ async fn find_definition(mender: &Mender, commit: &Commit) -> Result<Found, Stor
         }
     }
     Ok(Found::Unclear("the end of the stream changes faster than it can be looked at".to_owned()))
-}
-
-/// Whether there is something of the id that a creation is for.
-pub async fn is_taken(reader: &Reader, target: &Target) -> Result<bool, StorageError> {
-    let subject = match target {
-        Target::Workflow(workflow) => names::definition(workflow),
-        Target::Token(id) => names::token_in_any_workflow(*id),
-    };
-    Ok(reader.last(&subject).await?.is_some())
 }

@@ -12,9 +12,10 @@ use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
-use super::commit::{Commit, completion_id};
+use super::commit::{Commit, Kind, completion_id};
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Presence, Shape};
+use super::refusal::Refusal;
 use crate::domain::{EventKind, WorkflowEvent};
 use crate::storage::StorageError;
 use crate::storage::nats::read::chain;
@@ -22,6 +23,7 @@ use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::read::token;
+use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
@@ -35,6 +37,7 @@ pub struct Mender {
     pub link: Arc<Link>,
     pub reader: Arc<Reader>,
     pub meter: Arc<Meter>,
+    pub index: Arc<WorkflowIndex>,
     /// How long events are kept.
     pub age: Duration,
 }
@@ -117,7 +120,9 @@ impl Mender {
         last: u64,
         event: Option<Outgoing>,
     ) -> Result<Option<Mended>, StorageError> {
-        let commit = Commit::of_stored(&found.state, event, self.age)?;
+        let token = found.state.token()?.token;
+        let pointer = self.index.has_pointer(&self.reader, token.id, &token.workflow_id).await?;
+        let commit = Commit::of_stored(&found.state, event, pointer, self.age)?;
         let missing = self.missing(&found.state, &commit, last).await?;
         if missing.is_empty() {
             return Ok(None);
@@ -148,8 +153,14 @@ impl Mender {
         last: u64,
     ) -> Result<Vec<Piece>, StorageError> {
         let left = commit.messages.iter().find(|(piece, _)| *piece == Piece::Departure);
-        let completes = commit.messages.iter().any(|(piece, _)| *piece == Piece::Completion);
-        let shape = Shape { leaves: left.is_some(), completes };
+        let has = |wanted| commit.messages.iter().any(|(piece, _)| *piece == wanted);
+        let (completes, ages_pointer) = (has(Piece::Completion), has(Piece::PointerTtl));
+        let shape = Shape {
+            creates: matches!(commit.kind, Kind::CreateToken { .. }),
+            pointer: has(Piece::Pointer) || ages_pointer,
+            leaves: left.is_some(),
+            completes,
+        };
         let (token, version) = (state.token()?.token.id, commit.version);
         let there = |n: u64, completion: bool| async move {
             match self.reader.at(state.sequence + n).await? {
@@ -163,6 +174,12 @@ impl Mender {
             || !event
             || there(2, true).await?
             || self.was_told(completion_id(commit.event_id)).await?;
+        let pointer_ages = !ages_pointer
+            || self
+                .reader
+                .last(&names::pointer(token))
+                .await?
+                .is_some_and(|pointer| pointer.marks.ages);
         let left = match left {
             None => true,
             Some((_, departure)) => {
@@ -170,7 +187,7 @@ impl Mender {
                 shown.is_none_or(|shown| shown.is_departure() || shown.sequence > state.sequence)
             }
         };
-        Ok(shape.mending(Presence { event, completion, left }))
+        Ok(shape.mending(Presence { event, completion, pointer_ages, left }))
     }
 
     /// Whether a repair has written this event.
@@ -206,7 +223,7 @@ impl Mender {
                 Piece::State => message.set(header::ROLLUP, "sub"),
                 Piece::Event => message.set(header::REPAIRED, found.state.sequence + 1),
                 Piece::Completion => message.set(header::REPAIRED, found.state.sequence + 2),
-                Piece::Departure | Piece::RepairRecord => {}
+                Piece::Pointer | Piece::PointerTtl | Piece::Departure | Piece::RepairRecord => {}
             }
             messages.push(message);
         }
@@ -222,7 +239,7 @@ impl Mender {
     /// as long as the event.
     fn repair_record(&self, event: Uuid) -> Outgoing {
         Outgoing::new(names::repair(event), Vec::new())
-            .with(header::TTL, outgoing::ttl(self.age))
+            .with(header::TTL, names::ttl(self.age))
             .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0)
     }
 
@@ -265,7 +282,7 @@ impl Mender {
         let event = WorkflowEvent::workflow_created(definition.id.clone(), definition.created_at);
         let payload = outgoing::event_payload(&event, event_id, None)?;
         let message = Outgoing::new(names::event(&definition.id, event.kind), payload)
-            .with(header::TTL, outgoing::ttl(self.age));
+            .with(header::TTL, names::ttl(self.age));
         let end = (found.sequence == last).then_some(last);
         self.tell_late(message, event_id, found.sequence, end).await.map(Some)
     }
@@ -276,18 +293,15 @@ impl Mender {
                 self.meter.record_mended();
                 Ok(Mended::Done)
             }
-            Err(BatchError::Refused { err_code, .. })
-                if err_code == code::WRONG_LAST_SEQUENCE || err_code == code::WRITE_UNDER_WAY =>
-            {
-                Ok(Mended::Overtaken)
-            }
-            Err(BatchError::Refused { err_code: code::STORE_FAILED, description }) => {
-                let reason = format!("a torn change cannot be mended: {description}");
-                Err(StorageError::Full { reason })
-            }
-            Err(BatchError::Refused { err_code, description }) => Err(unavailable(format!(
-                "a torn change cannot be mended: {description} (error code {err_code})"
-            ))),
+            Err(BatchError::Refused(Refusal { err_code, description })) => match err_code {
+                code::WRONG_LAST_SEQUENCE | code::WRITE_UNDER_WAY => Ok(Mended::Overtaken),
+                code::STORE_FAILED => Err(StorageError::Full {
+                    reason: format!("a torn change cannot be mended: {description}"),
+                }),
+                _ => Err(unavailable(format!(
+                    "a torn change cannot be mended: {description} (error code {err_code})"
+                ))),
+            },
             Err(BatchError::NotDone(reason) | BatchError::Unknown(reason)) => {
                 Err(unavailable(format!("a torn change cannot be mended: {reason}")))
             }

@@ -2,6 +2,7 @@
 
 pub mod arbiter;
 pub mod batch;
+pub mod claim;
 pub mod commit;
 pub mod committer;
 pub mod find;
@@ -11,6 +12,8 @@ pub mod outgoing;
 pub mod pending;
 pub mod pieces;
 pub mod queue;
+pub mod refusal;
+pub mod turns;
 
 #[cfg(test)]
 mod model;

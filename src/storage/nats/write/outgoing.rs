@@ -1,7 +1,5 @@
 //! Messages on their way to the stream.
 
-use std::time::Duration;
-
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use uuid::Uuid;
@@ -36,16 +34,27 @@ impl Outgoing {
         self.headers.insert(name, value.to_string().as_str());
     }
 
+    /// Takes a header out.
+    pub fn unset(&mut self, name: &'static str) {
+        if self.headers.get(name).is_none() {
+            return;
+        }
+        // The client's map cannot let go of one.
+        let mut headers = HeaderMap::new();
+        for (there, values) in self.headers.iter() {
+            let there: &str = there.as_ref();
+            if let (true, Some(value)) = (there != name, values.first()) {
+                headers.insert(there, value.as_str());
+            }
+        }
+        self.headers = headers;
+    }
+
     /// Bytes on the wire, about: what the batch adds is within the allowance.
     pub fn bytes(&self) -> usize {
         const HEADERS: usize = 384;
         self.subject.len() + self.payload.len() + HEADERS
     }
-}
-
-/// For how long nats-server keeps a message that ages.
-pub fn ttl(age: Duration) -> String {
-    format!("{}s", age.as_secs().max(1))
 }
 
 fn checked(json: serde_json::Result<Vec<u8>>, what: String) -> Result<Vec<u8>, StorageError> {

@@ -63,6 +63,16 @@ pub fn tried(mut group: Vec<Pending>, reason: &str, maybe_done: bool) -> Vec<Pen
     group
 }
 
+/// Answers a change that cannot be done, for this reason.
+pub fn not_done(pending: Pending, reason: String) {
+    let outcome = if pending.maybe_done {
+        StorageError::OutcomeUnknown { reason }
+    } else {
+        StorageError::Unavailable { reason }
+    };
+    answer(pending, Err(outcome));
+}
+
 /// Answers a change that has no room.
 pub fn no_room_for(pending: Pending, full: Option<String>) {
     let reason = full.unwrap_or_else(|| pending.reason.clone());

@@ -10,12 +10,16 @@ use uuid::Uuid;
 /// One message of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Piece {
+    /// Which workflow the id of a new token, or the hash of a new workflow, leads to.
+    Pointer,
     /// The token in the place where it is now.
     State,
     /// The event of its creation or move. It stands right behind the token.
     Event,
     /// The event of its completion, right behind that.
     Completion,
+    /// The pointer of a token that is completed, from now on as short-lived as the token.
+    PointerTtl,
     /// That a repair has written the event, or the completion alone: of several repairs one does.
     RepairRecord,
     /// The empty message that takes the token out of the place that it has left.
@@ -25,6 +29,10 @@ pub enum Piece {
 /// What a change has beside its token and its event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
+    /// It creates the token.
+    pub creates: bool,
+    /// The token has a pointer.
+    pub pointer: bool,
     /// It leads from another place.
     pub leaves: bool,
     /// It completes the token.
@@ -36,6 +44,8 @@ pub struct Shape {
 pub struct Presence {
     pub event: bool,
     pub completion: bool,
+    /// The pointer vanishes when the token does.
+    pub pointer_ages: bool,
     /// The place that it has left does not show it any more.
     pub left: bool,
 }
@@ -43,13 +53,23 @@ pub struct Presence {
 impl Shape {
     /// The messages of the change, in their order.
     pub fn pieces(self) -> Vec<Piece> {
-        let mut pieces = vec![Piece::State, Piece::Event];
+        let mut pieces = Vec::with_capacity(6);
+        pieces.extend((self.creates && self.pointer).then_some(Piece::Pointer));
+        pieces.extend([Piece::State, Piece::Event]);
         pieces.extend(self.completes.then_some(Piece::Completion));
+        pieces.extend(self.ages_pointer().then_some(Piece::PointerTtl));
         pieces.extend(self.leaves.then_some(Piece::Departure));
         pieces
     }
 
-    /// The messages that mend the token's newest change, in their order; none if it is whole.
+    /// Whether it makes the pointer age. A token that is created at its end has had such a one from
+    /// the start.
+    pub fn ages_pointer(self) -> bool {
+        self.completes && self.pointer && !self.creates
+    }
+
+    /// The messages that mend the token's newest change, in their order; none if it is whole. A pointer
+    /// stands before its token, so it is never missing.
     ///
     /// An event stands right behind its token. So where it is missing the token is written once more,
     /// the same version, and the rest after it.
@@ -61,9 +81,9 @@ impl Shape {
         if self.completes && !(there.event && there.completion) {
             pieces.push(Piece::Completion);
         }
-        if !pieces.is_empty() {
-            pieces.push(Piece::RepairRecord);
-        }
+        let tells = !pieces.is_empty();
+        pieces.extend((self.ages_pointer() && !there.pointer_ages).then_some(Piece::PointerTtl));
+        pieces.extend(tells.then_some(Piece::RepairRecord));
         if self.leaves && !there.left {
             pieces.push(Piece::Departure);
         }
@@ -164,44 +184,70 @@ mod tests {
         check(5, &[], None, Trace::Untold);
     }
 
+    fn shapes() -> impl Iterator<Item = Shape> {
+        (0..16).map(|bits| Shape {
+            creates: bits & 1 > 0,
+            pointer: bits & 2 > 0,
+            leaves: bits & 4 > 0,
+            completes: bits & 8 > 0,
+        })
+    }
+
     #[test]
     fn a_departure_is_last_and_an_event_right_behind_its_token() {
-        use Piece::{Completion, Departure, Event, State};
-        for (leaves, completes, pieces) in [
-            (false, false, vec![State, Event]),
-            (true, false, vec![State, Event, Departure]),
-            (false, true, vec![State, Event, Completion]),
-            (true, true, vec![State, Event, Completion, Departure]),
+        use Piece::{Completion, Departure, Event, Pointer, PointerTtl, State};
+        let plain = Shape { creates: false, pointer: false, leaves: false, completes: false };
+        for (shape, pieces) in [
+            (plain, vec![State, Event]),
+            (Shape { leaves: true, ..plain }, vec![State, Event, Departure]),
+            (Shape { completes: true, ..plain }, vec![State, Event, Completion]),
+            (
+                Shape { leaves: true, completes: true, ..plain },
+                vec![State, Event, Completion, Departure],
+            ),
+            (Shape { creates: true, ..plain }, vec![State, Event]),
+            (Shape { creates: true, pointer: true, ..plain }, vec![Pointer, State, Event]),
+            (
+                Shape { creates: true, pointer: true, completes: true, ..plain },
+                vec![Pointer, State, Event, Completion],
+            ),
+            (
+                Shape { pointer: true, completes: true, leaves: true, ..plain },
+                vec![State, Event, Completion, PointerTtl, Departure],
+            ),
+            (Shape { pointer: true, leaves: true, ..plain }, vec![State, Event, Departure]),
         ] {
-            assert_eq!(Shape { leaves, completes }.pieces(), pieces);
+            assert_eq!(shape.pieces(), pieces, "{shape:?}");
+        }
+        for shape in shapes() {
+            assert!(shape.pieces().is_sorted(), "{shape:?}");
         }
     }
 
     #[test]
     fn what_a_cut_has_left_out_is_mended_and_nothing_else() {
-        use Piece::{Completion, Departure, Event, RepairRecord, State};
-        for leaves in [false, true] {
-            for completes in [false, true] {
-                let shape = Shape { leaves, completes };
-                let pieces = shape.pieces();
-                for cut in 1..=pieces.len() {
-                    let there = &pieces[..cut];
-                    let presence = Presence {
-                        event: there.contains(&Event),
-                        completion: there.contains(&Completion),
-                        left: there.contains(&Departure) || !leaves,
-                    };
-                    let mut wanted = pieces[cut..].to_vec();
-                    if !presence.event {
-                        // The token once more, so that its event stands right behind it.
-                        wanted.insert(0, State);
-                    }
-                    if wanted.contains(&Event) || wanted.contains(&Completion) {
-                        wanted.push(RepairRecord);
-                        wanted.sort_unstable();
-                    }
-                    assert_eq!(shape.mending(presence), wanted, "{shape:?} cut after {cut}");
+        use Piece::{Completion, Departure, Event, PointerTtl, RepairRecord, State};
+        for shape in shapes() {
+            let pieces = shape.pieces();
+            let state = pieces.iter().position(|piece| *piece == State).unwrap();
+            for cut in state + 1..=pieces.len() {
+                let there = &pieces[..cut];
+                let presence = Presence {
+                    event: there.contains(&Event),
+                    completion: there.contains(&Completion),
+                    pointer_ages: there.contains(&PointerTtl),
+                    left: there.contains(&Departure) || !shape.leaves,
+                };
+                let mut wanted = pieces[cut..].to_vec();
+                if !presence.event {
+                    // The token once more, so that its event stands right behind it.
+                    wanted.insert(0, State);
                 }
+                if wanted.contains(&Event) || wanted.contains(&Completion) {
+                    wanted.push(RepairRecord);
+                    wanted.sort_unstable();
+                }
+                assert_eq!(shape.mending(presence), wanted, "{shape:?} cut after {cut}");
             }
         }
     }

@@ -132,7 +132,8 @@ impl Token {
 
     pub fn shape(&self, place: u8) -> Shape {
         let leaves = self.from.is_some_and(|from| from != place);
-        Shape { leaves, completes: self.completes(place) }
+        // Pointers have a model of their own.
+        Shape { creates: false, pointer: false, leaves, completes: self.completes(place) }
     }
 
     pub fn newest_id(&self) -> Id {
@@ -150,6 +151,7 @@ impl Token {
             Piece::RepairRecord => {
                 (place, What::Record { id, completion: repair == Some(true) }, false)
             }
+            Piece::Pointer | Piece::PointerTtl => unreachable!("it has no pointer"),
             Piece::Departure => {
                 (self.from.expect("it leaves"), What::Departure { to: place }, true)
             }
@@ -262,7 +264,7 @@ impl World {
                 shown.token().is_none() || shown.sequence >= seen.state.sequence
             })
         });
-        Presence { event, completion, left }
+        Presence { event, completion, pointer_ages: true, left }
     }
 
     /// The batch that mends a token's newest change; empty if it is whole.

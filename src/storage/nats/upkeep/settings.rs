@@ -1,0 +1,252 @@
+//! The settings that the stream must have, and what to do about others.
+
+use serde_json::{Map, Value, json};
+
+use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
+use crate::storage::nats::wire::names::{
+    REPUBLISH_DESTINATION, REPUBLISH_SOURCE, STREAM, STREAM_SUBJECTS, covers,
+};
+
+/// The settings that this server wants.
+pub fn wanted(config: &NATSStorageConfig, options: &NATSStorageOptions) -> Map<String, Value> {
+    let wanted = json!({
+        "name": STREAM,
+        "subjects": STREAM_SUBJECTS,
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_age": 0,
+        "max_msgs": config.default_max_messages,
+        "max_bytes": config.default_max_bytes,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "num_replicas": options.replicas,
+        // We use no message ids, and nats-server reads all of this window at each of its starts. It is
+        // the least that it takes.
+        "duplicate_window": 100_000_000_u64,
+        "allow_direct": true,
+        "allow_atomic": true,
+        "allow_msg_ttl": true,
+        "allow_rollup_hdrs": true,
+        "deny_delete": false,
+        "deny_purge": false,
+        "sealed": false,
+        "republish": { "src": REPUBLISH_SOURCE, "dest": REPUBLISH_DESTINATION },
+    });
+    match wanted {
+        Value::Object(wanted) => wanted,
+        _ => Map::new(),
+    }
+}
+
+/// Fields that an update may set without loss; everything else that differs stops the start.
+const UPDATED: [&str; 12] = [
+    "duplicate_window",
+    "subjects",
+    "discard",
+    "max_age",
+    "max_msgs",
+    "max_bytes",
+    "max_msgs_per_subject",
+    "max_consumers",
+    "allow_direct",
+    "allow_atomic",
+    "allow_msg_ttl",
+    "allow_rollup_hdrs",
+];
+
+/// Fields that nobody may set: with them messages vanish, are made or change by themselves.
+const UNSET: [&str; 9] = [
+    "mirror",
+    "sources",
+    "subject_transform",
+    "no_ack",
+    "mirror_direct",
+    "subject_delete_marker_ttl",
+    "allow_msg_counter",
+    "discard_new_per_subject",
+    "persist_mode",
+];
+
+/// What must change in a stream that is there, or what is wrong with it, with both values named.
+pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Result<Vec<(String, Value)>, String> {
+    let (mut changes, mut wrong) = (Vec::new(), Vec::new());
+    for (field, wanted) in wanted {
+        let (found, differs) = match field.as_str() {
+            "subjects" => {
+                let all = with_missing_subjects(&found[field]);
+                let differs = all != found[field];
+                if differs {
+                    changes.push((field.clone(), all));
+                }
+                continue;
+            }
+            // The operator's choice, as long as a record fits.
+            "max_msg_size" => {
+                let fits = found[field].as_i64().is_none_or(|n| !(0..1 << 20).contains(&n));
+                (&found[field], !fits)
+            }
+            "max_consumers" => continue,
+            "republish" => {
+                let same = found[field]["src"] == wanted["src"]
+                    && found[field]["dest"] == wanted["dest"]
+                    && found[field]["headers_only"] != true;
+                (&found[field], !same)
+            }
+            _ => (&found[field], !same(&found[field], wanted)),
+        };
+        if !differs {
+            continue;
+        }
+        let more_replicas = field == "num_replicas" && found.as_u64() < wanted.as_u64();
+        if UPDATED.contains(&field.as_str())
+            || more_replicas
+            || field == "republish" && found.is_null()
+        {
+            changes.push((field.clone(), wanted.clone()));
+        } else {
+            wrong.push(format!("{field} is {found}, and {wanted} is needed"));
+        }
+    }
+    for field in UNSET {
+        let found = &found[field];
+        let unset = match found {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(number) => number.as_i64() == Some(0),
+            Value::String(text) => text.is_empty() || text == "default",
+            Value::Array(values) => values.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::Bool(true) => false,
+        };
+        if !unset {
+            wrong.push(format!("{field} is {found}, and it must not be set"));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(changes);
+    }
+    Err(format!(
+        "stream {STREAM} is there with other settings, and they cannot be changed without risk: {}; change the stream or the configuration of this server",
+        wrong.join("; ")
+    ))
+}
+
+/// Takes out of the changes what would lower a limit, and names it, or says what it would remove: under
+/// a lower limit nats-server removes the oldest messages, whatever they are, and other servers may rely
+/// on the limit that is there.
+pub fn keep_limits(
+    changes: &mut Vec<(String, Value)>,
+    info: &Value,
+    lower: bool,
+) -> Result<Vec<String>, String> {
+    let mut kept = Vec::new();
+    let limit = |value: &Value| value.as_i64().and_then(|n| u64::try_from(n).ok());
+    let mut wrong = Vec::new();
+    changes.retain(|(field, wanted)| {
+        let holds = match field.as_str() {
+            "max_msgs" => info["state"]["messages"].as_u64().unwrap_or(0),
+            "max_bytes" => info["state"]["bytes"].as_u64().unwrap_or(0),
+            _ => return true,
+        };
+        let (found, wanted) = (limit(&info["config"][field]), limit(wanted));
+        let lowers = wanted.is_some_and(|wanted| found.is_none_or(|found| found > wanted));
+        let shown = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
+        if !lowers {
+            return true;
+        }
+        if !lower {
+            let (found, wanted) = (shown(found), shown(wanted));
+            kept.push(format!("{field} of {found}, this server asks for {wanted}"));
+            return false;
+        }
+        if wanted.is_some_and(|wanted| wanted < holds) {
+            wrong.push(format!(
+                "{field} of {} is less than the {holds} that it holds",
+                shown(wanted)
+            ));
+        }
+        true
+    });
+    if wrong.is_empty() {
+        return Ok(kept);
+    }
+    Err(format!(
+        "the limits of stream {STREAM} cannot be lowered: {}; nats-server would remove the oldest messages, live tokens and definitions among them; remove history first, or ask for more",
+        wrong.join("; ")
+    ))
+}
+
+/// nats-server leaves out what is false or nothing.
+fn same(found: &Value, wanted: &Value) -> bool {
+    let nothing = match wanted {
+        Value::Bool(false) => true,
+        Value::Number(number) => number.as_i64() == Some(0),
+        _ => false,
+    };
+    found == wanted || (found.is_null() && nothing)
+}
+
+fn with_missing_subjects(found: &Value) -> Value {
+    let mut all: Vec<Value> = found.as_array().cloned().unwrap_or_default();
+    for wanted in STREAM_SUBJECTS {
+        let covered =
+            all.iter().any(|found| found.as_str().is_some_and(|found| covers(found, wanted)));
+        if !covered {
+            all.push(wanted.into());
+        }
+    }
+    all.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_changed_or_named() {
+        let wanted = wanted(&NATSStorageConfig::default(), &NATSStorageOptions::new());
+        let there = Value::Object(wanted.clone());
+        let with = |field: &str, value: Value| {
+            let mut there = there.clone();
+            there[field] = value;
+            compare(&there, &wanted)
+        };
+        assert_eq!(compare(&there, &wanted), Ok(vec![]));
+        assert_eq!(with("deny_purge", Value::Null), Ok(vec![]), "what is false is left out");
+        assert_eq!(with("description", "ours".into()), Ok(vec![]), "the operator's own");
+        let extra = json!(["orders.>", "cb.>"]);
+        assert_eq!(with("subjects", extra), Ok(vec![]), "more subjects are the operator's choice");
+        let changed = with("subjects", json!(["cb.workflows.*.definition"])).unwrap();
+        assert_eq!(changed[0].1.as_array().unwrap().len(), STREAM_SUBJECTS.len());
+        assert_eq!(with("max_age", 5.into()), Ok(vec![("max_age".to_owned(), 0.into())]));
+        for (field, value) in [
+            ("retention", json!("interest")),
+            ("storage", json!("memory")),
+            ("num_replicas", json!(3)),
+            ("max_msg_size", json!(1000)),
+            ("subject_delete_marker_ttl", json!(1)),
+            ("sources", json!([{ "name": "other" }])),
+            ("republish", json!({ "src": ">", "dest": "x.>" })),
+        ] {
+            let error = with(field, value.clone()).unwrap_err();
+            assert!(error.contains(field) && error.contains(&value.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_are_raised_and_lowered_only_where_that_is_asked_for() {
+        let kept = |found: i64, wanted: i64, holds: u64, lower: bool| {
+            let info = json!({ "config": { "max_msgs": found }, "state": { "messages": holds } });
+            let mut changes = vec![("max_msgs".to_owned(), json!(wanted))];
+            keep_limits(&mut changes, &info, lower).map(|_| changes.len())
+        };
+        assert_eq!(kept(1_000, 2_000, 900, false), Ok(1), "raised");
+        assert_eq!(kept(1_000, 950, 900, false), Ok(0), "kept");
+        assert_eq!(kept(-1, 2_000, 900, false), Ok(0), "no limit is higher than any");
+        assert_eq!(kept(1_000, 950, 900, true), Ok(1), "lowered");
+        let error = kept(1_000, 150, 900, true).unwrap_err();
+        assert!(error.contains("max_msgs of 150") && error.contains("900"), "{error}");
+        assert!(kept(-1, 150, 900, true).is_err());
+    }
+}
