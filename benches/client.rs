@@ -25,9 +25,7 @@ impl Client {
 
     /// Sends a whole HTTP request and gives the body of its answer, which must be free of errors.
     pub async fn ask(&mut self, request: &[u8]) -> &[u8] {
-        let answer = tokio::time::timeout(ANSWER_TIME_MAX, self.exchange(request)).await;
-        let head = answer.expect("the server answers in time").expect("the connection stands");
-        let body = &self.buffer[head..];
+        let body = self.answer(request).await;
         // An answer with data but an error has `errors` behind the data.
         assert!(
             body.starts_with(br#"{"data":{"#) && !body.ends_with(b"}]}"),
@@ -35,6 +33,13 @@ impl Client {
             String::from_utf8_lossy(&body[..body.len().min(500)])
         );
         body
+    }
+
+    /// Sends a whole HTTP request and gives the body of its answer, whatever it says.
+    pub async fn answer(&mut self, request: &[u8]) -> &[u8] {
+        let answer = tokio::time::timeout(ANSWER_TIME_MAX, self.exchange(request)).await;
+        let head = answer.expect("the server answers in time").expect("the connection stands");
+        &self.buffer[head..]
     }
 
     /// Reads one answer into the buffer and gives the length of its head.
@@ -64,7 +69,12 @@ fn head(answer: &[u8]) -> Option<(usize, usize)> {
 
 /// A GraphQL request with its variables as bytes on the wire.
 pub fn request(query: &str, variables: &serde_json::Value) -> Vec<u8> {
-    let body = serde_json::json!({ "query": query, "variables": variables }).to_string();
+    request_of(&serde_json::json!({ "query": query, "variables": variables }))
+}
+
+/// Any JSON, such as several GraphQL requests in one list, as bytes on the wire.
+pub fn request_of(body: &serde_json::Value) -> Vec<u8> {
+    let body = body.to_string();
     let head = "POST /graphql HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
