@@ -20,6 +20,8 @@ mod nats_crash;
 mod nats_credentials;
 mod nats_cuts;
 mod nats_guide;
+mod nats_ids;
+mod nats_life;
 mod nats_limits;
 mod nats_outage;
 mod nats_proxy;

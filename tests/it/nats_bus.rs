@@ -131,6 +131,39 @@ impl Bus {
         assert_eq!(answer["seq"], sequence, "{answer}");
     }
 
+    /// A backup of the stream, as the official tool makes it: what it was, and its chunks.
+    pub async fn snapshot(&self) -> (Value, Vec<Message>) {
+        let inbox = self.client.new_inbox();
+        let mut chunks = self.subscribe(&inbox).await;
+        let request = json!({ "deliver_subject": inbox, "no_consumers": true });
+        let begun = self.done(&format!("STREAM.SNAPSHOT.{STREAM}"), &request).await;
+        let mut all = Vec::new();
+        loop {
+            let chunk = next(&mut chunks).await;
+            if chunk.payload.is_empty() {
+                return (begun, all);
+            }
+            if let Some(reply) = chunk.reply.clone() {
+                self.client.publish(reply, "".into()).await.unwrap();
+            }
+            all.push(chunk);
+        }
+    }
+
+    /// Restores it.
+    pub async fn restore(&self, (begun, chunks): &(Value, Vec<Message>)) {
+        let request = json!({ "config": begun["config"], "state": begun["state"] });
+        let to = self.done(&format!("STREAM.RESTORE.{STREAM}"), &request).await;
+        let to = to["deliver_subject"].as_str().unwrap().to_owned();
+        let end = Default::default();
+        for payload in chunks.iter().map(|chunk| &chunk.payload).chain([&end]) {
+            let sent = self.client.request(to.clone(), payload.clone());
+            let answer = tokio::time::timeout(MESSAGE_TIME_MAX, sent).await.unwrap().unwrap();
+            let answer = String::from_utf8_lossy(&answer.payload);
+            assert!(!answer.contains("\"error\""), "{answer}");
+        }
+    }
+
     /// How many messages there are on each subject that matches.
     pub async fn subjects(&self, filter: &str) -> Vec<(String, u64)> {
         let request = json!({ "subjects_filter": filter });

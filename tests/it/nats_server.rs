@@ -137,9 +137,21 @@ impl NatsServer {
 
     /// Starts it, again on the same port and store, and waits until it is ready.
     pub fn run(&mut self) {
+        let arguments = self.arguments.clone();
+        self.run_with(&arguments);
+    }
+
+    /// The same without one of its arguments.
+    pub fn run_without(&mut self, argument: &str) {
+        let arguments = self.arguments.iter().filter(|there| *there != argument);
+        let arguments: Vec<_> = arguments.cloned().collect();
+        self.run_with(&arguments);
+    }
+
+    fn run_with(&mut self, arguments: &[String]) {
         let mut command = Command::new(&self.binary);
         command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
-        command.arg("-sd").arg(self.folder.path().join("store")).args(&self.arguments);
+        command.arg("-sd").arg(self.folder.path().join("store")).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -163,6 +175,27 @@ impl NatsServer {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Has it read its configuration again.
+    pub fn reload(&self) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    }
+
+    /// A copy of its files, while it is stopped.
+    pub fn copy_of_files(&self) -> tempfile::TempDir {
+        assert!(self.child.is_none(), "its files may change");
+        let backup = tempfile::tempdir().unwrap();
+        copy(self.folder.path(), backup.path());
+        backup
+    }
+
+    /// Puts such a copy in place of its files.
+    pub fn put_back(&self, backup: &tempfile::TempDir) {
+        assert!(self.child.is_none(), "its files may change");
+        std::fs::remove_dir_all(self.folder.path().join("store")).unwrap();
+        copy(backup.path(), self.folder.path());
     }
 
     /// Its process, while it runs.

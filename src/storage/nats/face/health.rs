@@ -151,9 +151,6 @@ impl Monitor {
         if let Standing::Broken(reason) = &*self.standing.borrow() {
             return StorageHealth::Unhealthy(reason.clone());
         }
-        if let Some(reason) = self.link.all_denied() {
-            return StorageHealth::Unhealthy(reason);
-        }
         match jetstream::stream_state(&self.link).await {
             Ok(state) => {
                 self.reader.set_stream(&state);

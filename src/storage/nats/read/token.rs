@@ -108,7 +108,8 @@ pub async fn find(
 }
 
 /// Finds a token by its id alone: in the workflow that the id names, or in the one that its pointer
-/// leads to. Two gets, one more where it meets a departure; one more for a hash that is not known yet.
+/// leads to. Two gets; one more where it meets a departure, where another workflow has the same hash,
+/// and for a hash that is not known yet.
 pub async fn find_anywhere(
     reader: &Reader,
     index: &WorkflowIndex,

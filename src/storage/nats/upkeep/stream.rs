@@ -117,15 +117,20 @@ const NEVER: u64 = 1 << 52;
 /// Asks for the permission to publish where moves, pointers and records go, without storing anything:
 /// what is sent expects more messages than there are.
 pub async fn probe(link: &Link) -> Result<(), OpenError> {
-    for subject in names::PROBES {
-        let never = [(header::EXPECTED_LAST_SUBJECT_SEQUENCE, NEVER.to_string())];
-        match jetstream::store(link, subject.to_owned(), &never, Bytes::new()).await {
+    let never = [(header::EXPECTED_LAST_SUBJECT_SEQUENCE, NEVER.to_string())];
+    let probe =
+        |subject: &'static str| jetstream::store(link, subject.to_owned(), &never, Bytes::new());
+    let [a, b, c] = names::PROBES.map(probe);
+    let (a, b, c) = futures_util::join!(a, b, c);
+    for answer in [a, b, c] {
+        match answer {
             Ok(_) => {
                 return Err(OpenError::Refused(format!(
                     "stream {STREAM} takes what it must refuse"
                 )));
             }
-            Err(ApiError::Refused { err_code: code::WRONG_LAST_SEQUENCE, .. }) => {}
+            Err(error)
+                if error.is(code::WRONG_LAST_SEQUENCE) || error.is(code::WRITE_UNDER_WAY) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -118,8 +118,6 @@ pub struct Supervisor {
 struct Memory {
     keeper: Keeper,
     was_connected: bool,
-    /// The connection whose permissions were tried.
-    probed: Option<u64>,
     retry: Duration,
     told_at: Option<Instant>,
 }
@@ -130,8 +128,7 @@ impl Supervisor {
         if !self.open(&mut keeper).await {
             return;
         }
-        let mut memory =
-            Memory { keeper, was_connected: true, probed: None, retry: RETRY_PAUSE, told_at: None };
+        let mut memory = Memory { keeper, was_connected: true, retry: RETRY_PAUSE, told_at: None };
         let (mut disturbed, mut connection) = (self.link.disturbed(), self.link.changes());
         loop {
             disturbed.mark_unchanged();
@@ -175,7 +172,11 @@ impl Supervisor {
     /// Whether that worked; then all can go on that waits for it.
     async fn look(&self, memory: &mut Memory) -> bool {
         let disturbances = self.link.disturbances();
-        match self.try_look(memory).await {
+        let outcome = self.try_look(memory).await.map_err(|error| match self.link.all_denied() {
+            Some(denied) => OpenError::Refused(denied),
+            None => error,
+        });
+        match outcome {
             Ok(()) => {
                 memory.told_at = None;
                 self.stand(Standing::Open);
@@ -219,11 +220,7 @@ impl Supervisor {
             error!("{text}");
             self.notices.told().aged = Some(text);
         }
-        let connection = *self.link.changes().borrow();
-        if memory.probed != Some(connection) {
-            stream::probe(&self.link).await?;
-            memory.probed = Some(connection);
-        }
+        stream::probe(&self.link).await?;
         let suspected = self.life.take_suspicion();
         let looked = memory.keeper.look(&self.reader, &state, suspected).await;
         let another = looked.inspect_err(|_| {

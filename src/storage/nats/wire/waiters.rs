@@ -13,6 +13,9 @@ use tokio::time::{Instant, timeout_at};
 /// How long a permission that was missing counts as missing: then it is tried again.
 const DENIED_FOR: Duration = Duration::from_secs(2);
 
+/// What an account may do without: whether another stream mirrors ours is then not seen.
+const OPTIONAL: &str = "$JS.API.STREAM.LIST";
+
 /// Missing permissions that are remembered.
 const DENIED_MAX: usize = 64;
 
@@ -159,10 +162,12 @@ impl Waiters {
         Some(LinkError::Denied(self.why_denied(subject)?.to_string()))
     }
 
-    /// The permissions that are missing, as nats-server said a moment ago.
+    /// The permissions that are missing, as nats-server said a moment ago; without those that a store
+    /// can do without.
     pub fn all_denied(&self) -> Option<String> {
         let all = self.denied();
-        let lately = all.iter().filter(|(_, at)| at.elapsed() < DENIED_FOR);
+        let needed = |denied: &Denied| *denied != Denied::Publish(OPTIONAL.to_owned());
+        let lately = all.iter().filter(|(denied, at)| at.elapsed() < DENIED_FOR && needed(denied));
         let all: Vec<_> = lately.map(|(denied, _)| denied.to_string()).collect();
         (!all.is_empty()).then(|| LinkError::Denied(all.join(", ")).to_string())
     }

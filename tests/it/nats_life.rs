@@ -1,0 +1,538 @@
+//! A store that goes back in time, is emptied, made anew, or changed by an operator's hand under
+//! running servers: each is noticed within one look, and nothing of another life is answered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use circuit_breaker::storage::{StorageError, StorageHealth, TokenScope, WorkflowStorage};
+use circuit_breaker::{
+    NATSStorage, NATSStorageConfig, NATSStorageOptions, create_schema_with_storage,
+};
+use serde_json::{Value, json};
+
+use crate::nats_bus::{Bus, STREAM};
+use crate::nats_server::{NatsServer, configured};
+use crate::support::{CREATE_TOKEN, CREATE_WORKFLOW, FIRE, review_input, runtime};
+
+/// A look takes milliseconds; machines can be busy.
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// A server without its process: its store, and its schema over that.
+struct Node {
+    storage: Arc<NATSStorage>,
+    schema: circuit_breaker::graphql::CircuitBreakerSchema,
+}
+
+impl Node {
+    async fn start(nats: &NatsServer, options: NATSStorageOptions) -> Self {
+        let storage = NATSStorage::with_options(nats.config(), options).await.unwrap();
+        let storage = Arc::new(storage);
+        let schema = create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
+        Self { storage, schema }
+    }
+
+    async fn two(nats: &NatsServer) -> [Self; 2] {
+        let options = NATSStorageOptions::new();
+        [Self::start(nats, options.clone()).await, Self::start(nats, options).await]
+    }
+
+    async fn ask(&self, query: &str, input: Value) -> Value {
+        let variables = async_graphql::Variables::from_json(json!({ "input": input }));
+        let request = async_graphql::Request::new(query).variables(variables);
+        serde_json::to_value(self.schema.execute(request).await).unwrap()
+    }
+
+    /// The code of the answer's error, or nothing.
+    async fn code(&self, query: &str, input: Value) -> String {
+        let answer = self.ask(query, input).await;
+        answer["errors"][0]["extensions"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    async fn define(&self, id: &str) {
+        assert_eq!(self.code(CREATE_WORKFLOW, review_input(id)).await, "");
+    }
+
+    async fn create(&self, workflow: &str) -> String {
+        let answer = self.ask(CREATE_TOKEN, json!({ "workflowId": workflow })).await;
+        let id = answer["data"]["createToken"]["id"].as_str();
+        id.unwrap_or_else(|| panic!("{answer}")).to_owned()
+    }
+
+    async fn fire(&self, token: &str, transition: &str) -> String {
+        self.code(FIRE, json!({ "tokenId": token, "transitionId": transition })).await
+    }
+
+    /// Each token that is listed, with its version.
+    async fn tokens(&self) -> Vec<(String, u32)> {
+        let limit = circuit_breaker::storage::PageLimit { rows: 10_000, bytes: 1 << 30 };
+        let all = WorkflowStorage::list_tokens(&*self.storage, &TokenScope::All, None, limit).await;
+        let mut all: Vec<_> = all
+            .unwrap()
+            .items
+            .iter()
+            .map(|stored| (stored.token.id.to_string(), stored.token.version))
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// What health says, once `good` is so.
+    async fn health(&self, what: &str, good: impl Fn(&StorageHealth) -> bool) -> String {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let health = self.storage.health().await;
+            if good(&health) {
+                return match health {
+                    StorageHealth::Healthy => String::new(),
+                    StorageHealth::Degraded(reason) | StorageHealth::Unhealthy(reason) => reason,
+                };
+            }
+            assert!(Instant::now() < deadline, "{what}: {health:?}");
+        }
+    }
+}
+
+fn healthy(health: &StorageHealth) -> bool {
+    *health == StorageHealth::Healthy
+}
+
+fn unhealthy(health: &StorageHealth) -> bool {
+    matches!(health, StorageHealth::Unhealthy(_))
+}
+
+async fn identity(bus: &Bus) -> Value {
+    let message = bus.last("cb.store.identity").await.expect("it says what store it is");
+    serde_json::from_slice(&message.payload).unwrap()
+}
+
+/// A store with a workflow and tokens, which both servers know well.
+async fn known_store(nodes: &[Node; 2]) -> Vec<String> {
+    nodes[0].define("w").await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let id = nodes[n % 2].create("w").await;
+        assert_eq!(nodes[n % 2].fire(&id, "submit").await, "");
+        ids.push(id);
+    }
+    for node in nodes {
+        assert_eq!(node.tokens().await.len(), 20);
+    }
+    ids
+}
+
+/// What was made after the backup is gone, what was before is there as it was, and it goes on.
+async fn restored(nodes: &[Node; 2], bus: &Bus, ids: &[String], before: &Value) {
+    // One look each, as a health probe makes it.
+    for node in nodes {
+        node.health("after the restore", healthy).await;
+    }
+    for node in nodes {
+        let expected: Vec<_> = node.tokens().await;
+        assert_eq!(expected.len(), ids.len());
+        assert!(ids.iter().all(|id| expected.contains(&(id.clone(), 2))), "{expected:?}");
+        assert_eq!(
+            node.code(CREATE_TOKEN, json!({ "workflowId": "later" })).await,
+            "WORKFLOW_NOT_FOUND"
+        );
+    }
+    let now = identity(bus).await;
+    assert_eq!(now["store_id"], before["store_id"], "the same store");
+    assert_ne!(now["generation"], before["generation"], "in another life");
+    for (n, id) in ids.iter().enumerate() {
+        assert_eq!(nodes[n % 2].fire(id, "reject").await, "");
+        assert_eq!(nodes[(n + 1) % 2].fire(id, "submit").await, "");
+    }
+    assert!(nodes[0].tokens().await.iter().all(|(_, version)| *version == 4));
+}
+
+/// Goes on after the backup.
+async fn go_on(nodes: &[Node; 2], ids: &[String]) {
+    nodes[1].define("later").await;
+    for n in 0..10 {
+        nodes[n % 2].create("later").await;
+        nodes[n % 2].create("w").await;
+    }
+    for (n, id) in ids.iter().enumerate() {
+        assert_eq!(nodes[n % 2].fire(id, "reject").await, "");
+        assert_eq!(nodes[n % 2].fire(id, "submit").await, "");
+    }
+}
+
+#[test]
+fn a_stream_that_is_restored_by_the_official_way_is_another_life() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let bus = Bus::connect(&nats).await;
+        let before = identity(&bus).await;
+        let backup = bus.snapshot().await;
+        go_on(&nodes, &ids).await;
+        bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
+        bus.restore(&backup).await;
+        restored(&nodes, &bus, &ids, &before).await;
+        // And once more from the same backup: its generation is not the one of then either.
+        let second = identity(&bus).await;
+        bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
+        bus.restore(&backup).await;
+        restored(&nodes, &bus, &ids, &before).await;
+        assert_ne!(identity(&bus).await["generation"], second["generation"]);
+    });
+}
+
+#[test]
+fn files_of_nats_server_that_are_put_back_are_another_life() {
+    let Some(mut nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let before = identity(&Bus::connect(&nats).await).await;
+        nats.kill();
+        let backup = nats.copy_of_files();
+        nats.run();
+        for node in &nodes {
+            node.health("after the start", healthy).await;
+        }
+        go_on(&nodes, &ids).await;
+        nats.kill();
+        nats.put_back(&backup);
+        nats.run();
+        let bus = Bus::connect(&nats).await;
+        restored(&nodes, &bus, &ids, &before).await;
+    });
+}
+
+#[test]
+fn a_stream_that_is_purged_is_another_life() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let bus = Bus::connect(&nats).await;
+        let before = identity(&bus).await;
+        bus.done(&format!("STREAM.PURGE.{STREAM}"), &Value::Null).await;
+        for node in &nodes {
+            node.health("after the purge", healthy).await;
+        }
+        for node in &nodes {
+            assert_eq!(node.tokens().await, []);
+            assert_eq!(
+                node.code(CREATE_TOKEN, json!({ "workflowId": "w" })).await,
+                "WORKFLOW_NOT_FOUND"
+            );
+            assert_eq!(node.fire(&ids[0], "reject").await, "TOKEN_NOT_FOUND");
+        }
+        assert_ne!(identity(&bus).await, before);
+        known_store(&nodes).await;
+    });
+}
+
+#[test]
+fn a_stream_that_is_deleted_is_not_made_anew_unless_that_is_asked_for() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let mut nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let bus = Bus::connect(&nats).await;
+        bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
+        for node in &nodes {
+            let said = node.health("deleted", unhealthy).await;
+            for part in ["is gone", "nats stream restore", "NATS_RECREATE_STREAM"] {
+                assert!(said.contains(part), "{said}");
+            }
+            // Told at once, and by name.
+            let begun = Instant::now();
+            let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+            let error = &answer["errors"][0];
+            assert_eq!(error["extensions"]["code"], "STORAGE_UNAVAILABLE", "{answer}");
+            assert_eq!(error["extensions"]["details"]["outcome"], "NOT_DONE", "{answer}");
+            assert!(error["message"].as_str().unwrap().contains("is gone"), "{answer}");
+            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+            assert_eq!(node.fire(&ids[0], "reject").await, "STORAGE_UNAVAILABLE");
+        }
+        let names = bus.done("STREAM.NAMES", &json!({})).await;
+        assert!(names["streams"].is_null(), "{names}");
+
+        // One that may make it anew does, and the others go on with it.
+        let recreate = NATSStorageOptions { recreate_stream: true, ..NATSStorageOptions::new() };
+        nodes[0] = Node::start(&nats, recreate).await;
+        nodes[1].health("there again", healthy).await;
+        known_store(&nodes).await;
+        bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
+        for node in &nodes {
+            node.health("made anew by the one that may", healthy).await;
+        }
+        for node in &nodes {
+            assert_eq!(node.tokens().await, []);
+            assert_eq!(
+                node.code(CREATE_TOKEN, json!({ "workflowId": "w" })).await,
+                "WORKFLOW_NOT_FOUND"
+            );
+        }
+        known_store(&nodes).await;
+    });
+}
+
+/// What an acknowledgement shows, nobody has to wait for a look to see.
+#[test]
+fn an_acknowledgement_that_is_older_than_what_was_there_ends_a_life() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let node = Node::start(&nats, NATSStorageOptions::new()).await;
+        let bus = Bus::connect(&nats).await;
+        node.define("w").await;
+        let backup = bus.snapshot().await;
+        for _ in 0..50 {
+            node.create("w").await;
+        }
+        let known = node.create("w").await;
+        let before = identity(&bus).await;
+        bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
+        bus.restore(&backup).await;
+        // The first write goes through, as its definition is there; and then nothing is as it was.
+        let created = node.create("w").await;
+        let deadline = Instant::now() + WAIT_MAX;
+        while identity(&bus).await["generation"] == before["generation"] {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(node.tokens().await, [(created, 1)]);
+        assert_eq!(node.fire(&known, "submit").await, "TOKEN_NOT_FOUND");
+    });
+}
+
+async fn change(bus: &Bus, change: impl Fn(&mut Value)) -> Value {
+    let mut config = bus.stream().await["config"].take();
+    change(&mut config);
+    bus.ask(&format!("STREAM.UPDATE.{STREAM}"), &config).await
+}
+
+#[test]
+fn settings_that_an_operator_changes_are_set_right() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let right = bus.stream().await["config"].take();
+        for (field, value) in [
+            ("discard", json!("old")),
+            ("max_msgs_per_subject", json!(1_000)),
+            ("allow_rollup_hdrs", json!(false)),
+            ("max_msgs", json!(5_000)),
+            ("max_bytes", json!(50 << 20)),
+            ("duplicate_window", json!(10_000_000_000_u64)),
+            ("subjects", json!(["cb.workflows.>"])),
+        ] {
+            let changed = change(&bus, |config| config[field] = value.clone()).await;
+            assert!(changed["error"].is_null(), "{field}: {changed}");
+            for node in &nodes {
+                node.health(field, healthy).await;
+            }
+            let now = bus.stream().await["config"].take();
+            if field != "subjects" {
+                assert_eq!(now[field], right[field], "{field}");
+            }
+            for (n, id) in ids.iter().enumerate() {
+                assert_eq!(nodes[n % 2].fire(id, "reject").await, "", "{field}");
+                assert_eq!(nodes[n % 2].fire(id, "submit").await, "", "{field}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_max_age_that_an_operator_sets_is_set_right_and_health_says_what_it_may_have_cost() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let changed = change(&bus, |config| config["max_age"] = json!(3_600_000_000_000_u64)).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let said = nodes[0].health("max_age", |health| !healthy(health)).await;
+        assert!(said.contains("max_age") && said.contains("3600 s"), "{said}");
+        assert_eq!(bus.stream().await["config"]["max_age"].as_u64().unwrap_or(0), 0);
+        for node in &nodes {
+            assert_eq!(node.tokens().await.len(), ids.len(), "an hour is long");
+            assert_eq!(node.fire(&ids[0], "reject").await, "");
+            assert_eq!(node.fire(&ids[0], "submit").await, "");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_set_right_is_told_and_nothing_is_written() {
+    for field in ["sealed", "deny_delete"] {
+        let Some(nats) = NatsServer::start() else { return };
+        runtime().block_on(async {
+            let nodes = Node::two(&nats).await;
+            let bus = Bus::connect(&nats).await;
+            let ids = known_store(&nodes).await;
+            let changed = change(&bus, |config| config[field] = json!(true)).await;
+            assert!(changed["error"].is_null(), "{field}: {changed}");
+            for node in &nodes {
+                // Without a look it is told by what nats-server says, with one at once.
+                let begun = Instant::now();
+                if field == "sealed" {
+                    assert_eq!(node.fire(&ids[0], "reject").await, "STORAGE_UNAVAILABLE");
+                }
+                let said = node.health(field, unhealthy).await;
+                assert!(said.contains(field), "{said}");
+                let refused = node.storage.health().await;
+                assert!(unhealthy(&refused));
+                let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+                let message = answer["errors"][0]["message"].as_str().unwrap().to_owned();
+                assert!(message.contains(field), "{message}");
+                assert!(begun.elapsed() < Duration::from_secs(4), "{field}: {:?}", begun.elapsed());
+                assert_eq!(node.tokens().await.len(), ids.len(), "reads go on");
+            }
+        });
+    }
+}
+
+const ADMIN: &str = "{ user: admin, password: a }";
+
+/// A configuration in which the engine may publish to these alone.
+fn permissions(publish: &str) -> String {
+    format!(
+        "authorization {{ users: [ {ADMIN}
+           {{ user: engine, password: e, permissions {{ subscribe: \"_INBOX.>\", publish: {publish} }} }} ] }}"
+    )
+}
+
+fn engine_config(nats: &NatsServer) -> NATSStorageConfig {
+    let url = nats.url().replace("nats://", "nats://engine:e@");
+    NATSStorageConfig { nats_urls: vec![url], ..nats.config() }
+}
+
+#[test]
+fn a_permission_that_is_missing_at_the_start_is_told_by_name() {
+    for (publish, missing) in [
+        ("[ \"cb.workflows.>\", \"cb.store.>\", \"$JS.API.>\" ]", "cb.tokens."),
+        ("[ \"cb.tokens.>\", \"cb.store.>\", \"$JS.API.>\" ]", "cb.workflows."),
+        ("[ \"cb.tokens.>\", \"cb.workflows.>\", \"$JS.API.>\" ]", "cb.store."),
+        ("[ \"cb.>\", \"$JS.API.DIRECT.>\", \"$JS.API.INFO\" ]", "$JS.API.STREAM.INFO"),
+        ("[ \"cb.>\" ]", "$JS.API.INFO"),
+    ] {
+        let Some((nats, _folder)) = configured(&permissions(publish)) else { return };
+        runtime().block_on(async {
+            let begun = Instant::now();
+            let error = NATSStorage::new(engine_config(&nats)).await.unwrap_err().to_string();
+            assert!(error.contains("publish to") && error.contains(missing), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        });
+    }
+    let text = permissions("\">\"").replace("_INBOX.>", "other.>");
+    let Some((nats, _folder)) = configured(&text) else { return };
+    runtime().block_on(async {
+        let begun = Instant::now();
+        let error = NATSStorage::new(engine_config(&nats)).await.unwrap_err().to_string();
+        assert!(error.contains("subscribe to _INBOX."), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn a_permission_that_is_taken_away_is_told_at_once_and_given_back_all_goes_on() {
+    for (publish, missing) in [
+        ("[ \"cb.tokens.>\", \"cb.store.>\", \"$JS.API.>\" ]", "publish to cb.workflows."),
+        (
+            "[ \"cb.workflows.*.places.>\", \"cb.tokens.>\", \"cb.store.>\", \"$JS.API.>\" ]",
+            "publish to cb.workflows.",
+        ),
+        ("[ \"cb.>\" ]", "publish to $JS.API."),
+    ] {
+        let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
+        let Some((nats, folder)) = configured(&all) else { return };
+        runtime().block_on(async {
+            let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
+            let schema =
+                create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
+            let node = Node { storage, schema };
+            node.define("w").await;
+            let id = node.create("w").await;
+            let path = folder.path().join("nats.conf");
+            let reload = |text: &str| {
+                std::fs::write(&path, text).unwrap();
+                nats.reload();
+            };
+            reload(&permissions(publish));
+            let said = node.health(missing, unhealthy).await;
+            assert!(said.contains(missing), "{said}");
+            let begun = Instant::now();
+            let answer = node.ask(FIRE, json!({ "tokenId": id, "transitionId": "submit" })).await;
+            let error = &answer["errors"][0];
+            assert_eq!(error["extensions"]["code"], "STORAGE_UNAVAILABLE", "{answer}");
+            assert!(error["message"].as_str().unwrap().contains(missing), "{answer}");
+            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+            reload(&all);
+            node.health("given back", healthy).await;
+            assert_eq!(node.fire(&id, "submit").await, "");
+        });
+    }
+}
+
+#[test]
+fn jetstream_that_is_switched_off_is_told_by_name() {
+    let Some((mut nats, folder)) = configured("jetstream: enabled") else { return };
+    runtime().block_on(async {
+        let node = Node::start(&nats, NATSStorageOptions::new()).await;
+        node.define("w").await;
+        nats.kill();
+        std::fs::write(folder.path().join("nats.conf"), "debug: false").unwrap();
+        nats.run_without("-js");
+        let said = node.health("off", |health| {
+            matches!(health, StorageHealth::Unhealthy(reason) if reason.contains("JetStream is not enabled"))
+        });
+        said.await;
+        let begun = Instant::now();
+        let refused = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+        let message = refused["errors"][0]["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("JetStream is not enabled"), "{message}");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+        nats.kill();
+        nats.run();
+        node.health("on again", healthy).await;
+        node.create("w").await;
+        let error = node.storage.insert_workflow(
+            crate::support::review_workflow("w").definition().clone(),
+            circuit_breaker::domain::WorkflowEvent::workflow_created("w".parse().unwrap(), crate::support::now()),
+        );
+        assert!(matches!(error.await, Err(StorageError::WorkflowExists { .. })));
+    });
+}
+
+/// What an account may do without, and a workflow that it may not write: all else goes on.
+#[test]
+fn a_permission_that_is_missing_for_one_workflow_stops_that_one_alone() {
+    let text = permissions(
+        "{ allow: [ \"cb.>\", \"$JS.API.>\" ], deny: [ \"cb.workflows.secret.>\", \"$JS.API.STREAM.LIST\" ] }",
+    );
+    let Some((nats, _folder)) = configured(&text) else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
+        let schema = create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
+        let node = Arc::new(Node { storage, schema });
+        node.define("w").await;
+        assert_eq!(node.health("without a list", healthy).await, "");
+        let mut all = tokio::task::JoinSet::new();
+        let begun = Instant::now();
+        for n in 0..40 {
+            let node = Arc::clone(&node);
+            all.spawn(async move {
+                if n % 4 > 0 {
+                    let id = node.create("w").await;
+                    assert_eq!(node.fire(&id, "submit").await, "");
+                    return;
+                }
+                let answer = node.ask(CREATE_WORKFLOW, review_input("secret")).await;
+                let message = answer["errors"][0]["message"].as_str().unwrap();
+                assert!(message.contains("publish to cb.workflows.secret."), "{message}");
+            });
+        }
+        all.join_all().await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!(node.tokens().await.len(), 30);
+    });
+}
