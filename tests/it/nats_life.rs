@@ -180,6 +180,57 @@ fn a_stream_that_is_restored_by_the_official_way_is_another_life() {
     });
 }
 
+/// Nothing that the stream says of itself tells it: as old as it was, and longer than it was.
+#[test]
+fn a_store_that_went_back_and_has_caught_up_is_another_life() {
+    let Some(mut nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let before = identity(&Bus::connect(&nats).await).await;
+        nats.kill();
+        let backup = nats.copy_of_files();
+        nats.run();
+        let bus = Bus::connect(&nats).await;
+        let anchors = async || {
+            let mut all = Vec::new();
+            for (subject, _) in bus.subjects("cb.store.servers.*").await {
+                all.push(bus.last(&subject).await.unwrap().payload);
+            }
+            all
+        };
+        let old = anchors().await;
+        assert_eq!(old.len(), 2);
+        for node in &nodes {
+            node.health("after the start", healthy).await;
+        }
+        go_on(&nodes, &ids).await;
+        // Each server has looked since, and has written so.
+        let deadline = Instant::now() + WAIT_MAX;
+        while anchors().await.iter().any(|anchor| old.contains(anchor)) {
+            assert!(Instant::now() < deadline);
+            for node in &nodes {
+                node.health("a look", healthy).await;
+            }
+        }
+        let last = bus.last_sequence().await;
+        nats.kill();
+        // Somebody else writes to it, before these servers see it.
+        let mut elsewhere = NatsServer::start().unwrap();
+        elsewhere.kill();
+        elsewhere.put_back(&backup);
+        elsewhere.run();
+        let bus = Bus::connect(&elsewhere).await;
+        while bus.last_sequence().await <= last + 100 {
+            bus.client.publish("cb.store.filler", "".into()).await.unwrap();
+        }
+        elsewhere.kill();
+        nats.put_back(&elsewhere.copy_of_files());
+        nats.run();
+        restored(&nodes, &Bus::connect(&nats).await, &ids, &before).await;
+    });
+}
+
 #[test]
 fn files_of_nats_server_that_are_put_back_are_another_life() {
     let Some(mut nats) = NatsServer::start() else { return };

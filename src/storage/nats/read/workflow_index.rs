@@ -41,7 +41,7 @@ struct Listed {
 }
 
 /// What a pointer says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pointer {
     pub workflow: WorkflowId,
     pub sequence: u64,

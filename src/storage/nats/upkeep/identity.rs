@@ -24,7 +24,7 @@ use crate::storage::nats::wire::names::{self, IDENTITY, header};
 const ANCHOR_TTL: Duration = Duration::from_secs(3_600);
 
 /// The least time between two writes of it.
-const ANCHOR_PERIOD: Duration = Duration::from_secs(5);
+const ANCHOR_PERIOD: Duration = Duration::from_secs(1);
 
 /// How often it is tried to write the identity, where other servers do so, too.
 const ROUNDS_MAX: usize = 8;

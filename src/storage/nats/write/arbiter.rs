@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
-use super::claim;
+use super::claim::{self, Outcome};
 use super::commit::{Kind, Target};
 use super::find::{self, Found};
 use super::mend::Mender;
@@ -165,11 +165,11 @@ impl Arbiter {
         let taken = match (&pending.commit.target, &pending.commit.kind) {
             (Target::Token(id), Kind::CreateToken { workflow }) => {
                 match claim::look(reader, index, *id, workflow).await {
-                    Ok(Some(claim)) => {
+                    Ok(Outcome::Free(claim)) => {
                         pending.commit.claim(&claim);
                         false
                     }
-                    Ok(None) => true,
+                    Ok(Outcome::Taken) => true,
                     Err(_) => return Some(pending),
                 }
             }

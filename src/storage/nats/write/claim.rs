@@ -14,12 +14,12 @@ use crate::domain::WorkflowId;
 use crate::storage::StorageError;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::token;
-use crate::storage::nats::read::workflow_index::{self, WorkflowIndex};
+use crate::storage::nats::read::workflow_index::{self, Pointer, WorkflowIndex};
 use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::names;
 
 /// What the creation of a token checks, beside that its workflow has no such token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// It writes a pointer, and expects the one with this sequence there; 0 means none.
     pub pointer: Option<u64>,
@@ -30,7 +30,7 @@ pub struct Claim {
 }
 
 /// The sequence that a subject must have; 0 means none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Check {
     pub subject: String,
     pub sequence: u64,
@@ -63,29 +63,117 @@ pub fn claim(
     }
 }
 
-/// What a creation can claim after a fresh look, as it was refused; none if the id is taken.
+/// What a look at an id asks next.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Asked {
+    /// Which workflow is the first of the hash that the id ends in.
+    First,
+    /// The id's pointer.
+    Pointer,
+    /// The last sequence of the stream.
+    Last,
+    /// Whether the token is in this workflow.
+    Token(WorkflowId),
+}
+
+/// What it hears.
+#[derive(Debug, Clone)]
+pub enum Heard {
+    First(Option<WorkflowId>),
+    Pointer(Option<Pointer>),
+    Last(u64),
+    Token(bool),
+}
+
+/// How it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is such a token.
+    Taken,
+    /// This can be claimed.
+    Free(Claim),
+}
+
+/// A look at an id whose creation was refused, as a plan: what to ask, and what follows.
+///
+/// The end of the stream is read after the pointer and before the tokens: if anything stands behind the
+/// pointer by then, its token does, too, or never will.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Look {
+    token: Uuid,
+    workflow: WorkflowId,
+    first: Option<WorkflowId>,
+    pointer: Option<Pointer>,
+    last: u64,
+    next: Asked,
+    holders: Vec<WorkflowId>,
+}
+
+impl Look {
+    pub fn new(token: Uuid, workflow: &WorkflowId) -> Self {
+        let (next, workflow) = (Asked::First, workflow.clone());
+        Self { token, workflow, first: None, pointer: None, last: 0, next, holders: Vec::new() }
+    }
+
+    /// What to ask.
+    pub fn next(&self) -> &Asked {
+        &self.next
+    }
+
+    /// Takes the answer. Gives the end, if this is it.
+    pub fn on(&mut self, heard: Heard) -> Option<Outcome> {
+        match heard {
+            Heard::First(first) => {
+                self.first = first;
+                self.next = Asked::Pointer;
+            }
+            Heard::Pointer(pointer) => {
+                self.pointer = pointer;
+                self.next = Asked::Last;
+            }
+            Heard::Last(last) => {
+                self.last = last;
+                let others = self.first.iter().chain(self.pointer.iter().map(|p| &p.workflow));
+                self.holders = others.filter(|other| **other != self.workflow).cloned().collect();
+                self.next = Asked::Token(self.workflow.clone());
+            }
+            Heard::Token(true) => return Some(Outcome::Taken),
+            Heard::Token(false) => match self.holders.pop() {
+                Some(holder) => self.next = Asked::Token(holder),
+                None => return Some(Outcome::Free(self.claim())),
+            },
+        }
+        None
+    }
+
+    fn claim(&self) -> Claim {
+        let sequence = self.pointer.as_ref().map_or(0, |pointer| pointer.sequence);
+        let end = Some(self.last).filter(|last| sequence > 0 && sequence >= *last);
+        Claim { end, ..claim(self.token, &self.workflow, self.first.as_ref(), sequence) }
+    }
+}
+
+/// Looks at an id whose creation was refused.
 pub async fn look(
     reader: &Reader,
     index: &WorkflowIndex,
     token: Uuid,
     workflow: &WorkflowId,
-) -> Result<Option<Claim>, StorageError> {
-    let first = index.first_of(reader, token).await?;
-    let pointer = workflow_index::pointer_of(reader, token).await?;
-    // Read after the pointer and before the token: if anything stands behind the pointer, its token
-    // does, or never will.
-    let last = jetstream::stream_state(&reader.link).await?.last_sequence;
-    let mut holders = vec![workflow];
-    holders.extend(first.iter().filter(|first| *first != workflow));
-    holders.extend(pointer.iter().map(|pointer| &pointer.workflow));
-    for holder in holders {
-        if token::find(reader, holder, token).await?.is_some() {
-            return Ok(None);
+) -> Result<Outcome, StorageError> {
+    let mut look = Look::new(token, workflow);
+    loop {
+        let heard = match look.next() {
+            Asked::First => Heard::First(index.first_of(reader, token).await?),
+            Asked::Pointer => Heard::Pointer(workflow_index::pointer_of(reader, token).await?),
+            Asked::Last => Heard::Last(jetstream::stream_state(&reader.link).await?.last_sequence),
+            Asked::Token(holder) => {
+                Heard::Token(token::find(reader, holder, token).await?.is_some())
+            }
+        };
+        if let Some(outcome) = look.on(heard) {
+            return Ok(outcome);
         }
     }
-    let sequence = pointer.map_or(0, |pointer| pointer.sequence);
-    let end = Some(last).filter(|last| sequence > 0 && sequence >= *last);
-    Ok(Some(Claim { end, ..claim(token, workflow, first.as_ref(), sequence) }))
 }
 
 #[cfg(test)]
