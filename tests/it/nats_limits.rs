@@ -267,3 +267,60 @@ fn clients_hear_that_the_store_is_full_and_what_to_do() {
     let (_, log) = server.stop();
     assert_eq!(log.matches("the stream is full").count(), 1, "{log}");
 }
+
+/// Several servers that make room at once remove what one of them would, and write down up to where.
+#[test]
+fn servers_that_make_room_at_once_remove_no_more_than_one_would() {
+    const MAX: i64 = 2_000;
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            servers.push(limited(&nats, |config| config.default_max_messages = MAX).await);
+        }
+        create_workflow(&servers[0], "w").await;
+        let bus = Bus::connect(&nats).await;
+        let mut movers = tokio::task::JoinSet::new();
+        for n in 0..24 {
+            let storage = Arc::clone(&servers[n % 3]);
+            movers.spawn(async move {
+                let mut stored = create(&storage, 10).await.unwrap();
+                for _ in 0..200 {
+                    stored = fire(&storage, &stored, "edit").await;
+                }
+                stored
+            });
+        }
+        let (mut highest, mut fewest) = (0, u64::MAX);
+        let mut filled = false;
+        while !movers.is_empty() {
+            while let Some(moved) = movers.try_join_next() {
+                moved.unwrap();
+            }
+            let messages = bus.stream().await["state"]["messages"].as_u64().unwrap();
+            filled |= messages > 1_500;
+            if filled {
+                fewest = fewest.min(messages);
+            }
+            let Some(purged) = bus.last("cb.store.purged").await else { continue };
+            let purged: serde_json::Value = serde_json::from_slice(&purged.payload).unwrap();
+            let purged = purged["sequence"].as_u64().unwrap();
+            assert!(purged >= highest, "{purged} after {highest}");
+            highest = purged;
+            // What is above it is there.
+            let oldest = servers[0].list_events(None, None, PageLimit { rows: 1, bytes: 1 << 20 });
+            let oldest = oldest.await.unwrap().items[0].sequence.0;
+            let again = bus.last("cb.store.purged").await.unwrap();
+            let again: serde_json::Value = serde_json::from_slice(&again.payload).unwrap();
+            let again = again["sequence"].as_u64().unwrap();
+            assert!(
+                oldest <= again + 4,
+                "events up to {again} may be gone, the oldest is {oldest}"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(highest > 0, "there was something to remove");
+        // A tenth at a time, from a fifth below the limit on: so the rest is never gone.
+        assert!(fewest > 1_100, "{fewest} of {MAX} were left");
+    });
+}

@@ -48,7 +48,7 @@ impl Parts {
         let reader = Arc::new(Reader::new(Arc::clone(&link), attempts));
         let index = Arc::new(WorkflowIndex::new());
         let life = Arc::new(Life::new(Arc::clone(&reader), Arc::clone(&index)));
-        let retention = Arc::new(Retention::new(Arc::clone(&link), Arc::clone(&reader)));
+        let retention = Arc::new(Retention::new(Arc::clone(&reader), Arc::clone(&life)));
         Self { link, reader, index, life, retention, meter: Arc::new(Meter::default()) }
     }
 

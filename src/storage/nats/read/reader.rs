@@ -61,6 +61,8 @@ pub struct Run {
     pub messages: Vec<Stored>,
     /// Whether more came after them.
     pub more: bool,
+    /// How many, where nats-server has told.
+    pub left: u64,
 }
 
 /// A failed read as the caller of the store sees it: nothing was changed.
@@ -138,6 +140,16 @@ impl Reader {
     ) -> Result<Option<(WorkflowDefinition, usize)>, StorageError> {
         let stored = self.last(&names::definition(workflow)).await?;
         stored.map(|stored| Ok((stored.definition()?, stored.payload.len()))).transpose()
+    }
+
+    /// How many messages from a sequence on match a filter.
+    pub async fn matching_from(&self, filter: &str, sequence: u64) -> Result<u64, StorageError> {
+        let request = json!({ "seq": sequence.max(1), "next_by_subj": filter, "batch": 1 });
+        match self.batch(&request, 1).await? {
+            Ok(run) => Ok(run.left + run.messages.len() as u64),
+            Err((StatusCode::NOT_FOUND, _)) => Ok(0),
+            Err((status, description)) => Err(refused(status, description.as_deref())),
+        }
     }
 
     /// The oldest message on the subjects that match a filter.
@@ -287,7 +299,8 @@ impl Reader {
                     if number(&message, header::LAST_SEQUENCE) != Some(last) {
                         return Err(unavailable("a message of a list was lost on its way"));
                     }
-                    run.more = number(&message, header::NUM_PENDING).is_some_and(|left| left > 0);
+                    run.left = number(&message, header::NUM_PENDING).unwrap_or(0);
+                    run.more = run.left > 0;
                     return Ok(Ok(run));
                 }
                 Some(status) => return Ok(Err((status, message.description))),

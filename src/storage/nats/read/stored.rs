@@ -22,6 +22,11 @@ pub struct EventLink {
     pub previous_sequence: Option<u64>,
 }
 
+#[derive(Debug, Deserialize)]
+struct Purged {
+    sequence: u64,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Pointer {
     workflow_id: WorkflowId,
@@ -214,6 +219,11 @@ impl Stored {
     /// What identifies the store.
     pub fn identity(&self) -> Result<Identity, StorageError> {
         self.json()
+    }
+
+    /// Up to which sequence events may be gone, if that can be read.
+    pub fn purged(&self) -> Option<u64> {
+        serde_json::from_slice::<Purged>(&self.payload).ok().map(|purged| purged.sequence)
     }
 
     /// The workflow that a pointer leads to.

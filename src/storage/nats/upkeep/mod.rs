@@ -2,9 +2,11 @@
 //! nats-server brings back.
 
 pub mod cleaner;
+pub mod history;
 pub mod identity;
 pub mod older_store;
 pub mod retention;
+pub mod room;
 pub mod settings;
 pub mod stale_states;
 pub mod stream;

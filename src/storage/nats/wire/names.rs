@@ -76,6 +76,9 @@ pub const FORMAT: u32 = 2;
 /// Which store it is, and which life of it.
 pub const IDENTITY: &str = "cb.store.identity";
 
+/// Up to which sequence events may have been removed to make room.
+pub const PURGED: &str = "cb.store.purged";
+
 /// The pointer of a token's id: the workflow that the token is of.
 pub fn pointer(token: Uuid) -> String {
     format!("cb.tokens.{token}")

@@ -39,13 +39,6 @@ pub async fn page(
     Ok((!ended).then_some(next))
 }
 
-/// Messages on the subjects that match a filter.
-pub async fn count(link: &Link, filter: &str) -> Result<u64, ApiError> {
-    let mut sum = 0;
-    visit(link, filter, |_, count| sum += count).await?;
-    Ok(sum)
-}
-
 /// The ids of all workflows, in their order.
 pub async fn workflows(link: &Link) -> Result<Vec<WorkflowId>, ApiError> {
     let mut workflows = Vec::new();

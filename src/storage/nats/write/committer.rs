@@ -19,7 +19,8 @@ use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
-use crate::storage::nats::upkeep::retention::{Allowance, Retention};
+use crate::storage::nats::upkeep::retention::Retention;
+use crate::storage::nats::upkeep::room::Allowance;
 use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
@@ -217,7 +218,7 @@ impl Committer {
                 }
                 self.look_at = Some(now + LOOK_AGAIN_PAUSE);
                 if matches!(error, StorageError::Full { .. }) {
-                    self.retention.make_room().await;
+                    self.retention.make_room(false).await;
                 }
                 Err(error)
             }
@@ -283,7 +284,8 @@ impl Committer {
     async fn admit(&self, batch: Vec<Pending>) -> Vec<Pending> {
         let messages = batch.iter().map(|pending| pending.commit.messages.len() as u64).sum();
         let bytes = batch.iter().map(|pending| pending.bytes as u64).sum();
-        match self.retention.before_batch(messages, bytes).await {
+        let creates = batch.iter().any(|pending| pending.commit.creates());
+        match self.retention.before_batch(messages, bytes, creates).await {
             None => batch,
             Some(room) => refuse_creations(batch, room),
         }
@@ -406,7 +408,7 @@ impl Committer {
         for pending in &mut group {
             pending.full_since.get_or_insert(now);
         }
-        self.retention.make_room().await;
+        self.retention.make_room(group.iter().any(|pending| pending.commit.creates())).await;
         if let Some(reason) = self.retention.full() {
             group = refuse_creations(group, Allowance { messages: 0, bytes: 0, reason });
         }
