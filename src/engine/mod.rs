@@ -151,7 +151,7 @@ impl Engine {
         check_triggered_by(request.triggered_by.as_deref())?;
         let request = Arc::new(request);
         let mut at_hand = self.storage.token_at_hand(token);
-        let mut decided_on = None;
+        let (mut decided_on, mut born) = (None, None);
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let guess = at_hand.take();
             let guessed = guess.is_some();
@@ -159,6 +159,14 @@ impl Engine {
                 Some(stored) => stored,
                 None => self.token_to_act_on(token).await?,
             };
+            // The id may be another token's by now, if the one that was meant was completed and has aged.
+            let now_born = (stored.token.workflow_id.clone(), stored.token.created_at);
+            if *born.get_or_insert_with(|| now_born.clone()) != now_born {
+                if guessed {
+                    continue;
+                }
+                return Err(EngineError::TokenNotFound { token });
+            }
             let workflow = self.workflow_of(&stored.token).await?;
             // A time of its own for each state, none before that of the state.
             let now = match decided_on {

@@ -20,7 +20,7 @@ use crate::storage::nats::read::token;
 use crate::storage::nats::read::workflow_index::{self, Pointer};
 use crate::storage::nats::wire::jetstream::{self, ApiError, code};
 use crate::storage::nats::wire::names::{self, ALL_TOKENS, header};
-use crate::storage::nats::wire::subjects;
+use crate::storage::nats::wire::subjects::{self, Pages};
 
 /// Pointers that are written at once.
 const AT_ONCE: usize = 64;
@@ -37,17 +37,13 @@ pub async fn complete(reader: &Reader, age: Duration) -> Result<(), StorageError
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
-    let (mut written, mut offset) = (0_usize, Some(0));
-    while let Some(from) = offset {
-        let mut lacking = Vec::new();
-        offset = subjects::page(link, ALL_TOKENS, from, |subject, _| {
-            let Some((workflow, _, id)) = names::parse_token(subject) else { return };
-            if !is_found_by_id(id, &workflow, &firsts) {
-                lacking.push((workflow, id));
-            }
-        })
-        .await?;
-        lacking.dedup();
+    let (mut written, mut pages) = (0_usize, Pages::new());
+    while pages.more() {
+        let page = subjects::page(link, ALL_TOKENS, &mut pages).await?;
+        let tokens = page.iter().filter_map(|(subject, _)| names::parse_token(subject));
+        let tokens = tokens.map(|(workflow, _, id)| (workflow, id));
+        let lacking: Vec<_> =
+            tokens.filter(|(workflow, id)| !is_found_by_id(*id, workflow, &firsts)).collect();
         let count = lacking.len();
         stream::iter(lacking)
             .map(|(workflow, id)| async move { point(reader, &workflow, id, age).await })

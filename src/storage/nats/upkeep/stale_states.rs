@@ -7,8 +7,13 @@
 //! reads by id and moves are. Lists of a place would show the token twice, so after every start of
 //! nats-server, and every change of the stream's leader, what is older than a token's newest message
 //! is removed, in a scan of the subjects and sizes of all token messages.
+//!
+//! A token that moves while the scan goes on can show it an old state alone: its newest message is gone
+//! before the scan comes to it, and the next one stands behind. So what has been stored meanwhile is
+//! scanned, too, and a token that is seen in both is looked at.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
@@ -44,46 +49,51 @@ pub async fn remove(
     reader: &Reader,
     state: &StreamState,
 ) -> Result<u64, StorageError> {
-    let doubled = if state.replicas > 1 {
+    let mut seen = Seen::default();
+    if state.replicas > 1 {
         // A consumer may read from any replica, and each has files of its own.
-        doubled_at_leader(link).await?
+        see_all_at_leader(link, &mut seen).await?;
+        see_all_at_leader(link, &mut seen).await?;
     } else {
-        let mut scan = Scan::start(link, state.last_sequence).await?;
-        let doubled = scan.doubled(link).await;
-        scan.end(link).await;
-        doubled?
-    };
+        Scan::run(link, 1, state.last_sequence, &mut seen).await?;
+        let meanwhile = jetstream::stream_state(link).await?.last_sequence;
+        Scan::run(link, state.last_sequence + 1, meanwhile, &mut seen).await?;
+    }
     let mut removed = 0;
-    for (workflow, token) in doubled {
+    for (workflow, token) in seen.again {
         removed += remove_older(link, reader, &workflow, token).await?;
     }
     Ok(removed)
 }
 
-/// The tokens seen so far, and those of them that were seen again.
+/// The tokens seen so far, each with where, and those of them that were seen elsewhere, too.
 #[derive(Default)]
 struct Seen {
     // Half of an id is enough: two tokens that share it are looked at in vain.
-    once: HashSet<u64>,
+    once: HashMap<u64, u64>,
     again: HashSet<(WorkflowId, Uuid)>,
 }
 
 impl Seen {
-    fn see(&mut self, subject: &str, count: u64) {
+    /// Sees a token on a subject; `place` tells one message from another.
+    fn see(&mut self, subject: &str, place: u64, count: u64) {
         let Some((workflow, _, token)) = names::parse_token(subject) else { return };
         let (high, low) = token.as_u64_pair();
-        if !self.once.insert(high ^ low) || count > 1 {
+        let before = self.once.insert(high ^ low, place);
+        if before.is_some_and(|before| before != place) || count > 1 {
             self.again.insert((workflow, token));
         }
     }
 }
 
-/// Tokens with several messages, as the leader of the stream has them. It takes three times as long
-/// as a scan.
-async fn doubled_at_leader(link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, StorageError> {
-    let mut seen = Seen::default();
-    subjects::visit(link, ALL_TOKENS, |subject, count| seen.see(subject, count)).await?;
-    Ok(seen.again)
+/// Sees all tokens as the leader of the stream has them. It takes three times as long as a scan.
+async fn see_all_at_leader(link: &Link, seen: &mut Seen) -> Result<(), StorageError> {
+    let each = |subject: &str, count| {
+        let mut hasher = DefaultHasher::new();
+        subject.hash(&mut hasher);
+        seen.see(subject, hasher.finish(), count);
+    };
+    Ok(subjects::visit(link, ALL_TOKENS, each).await?)
 }
 
 /// Removes what is older than the token's message. A token that has just moved has a departure beside
@@ -123,10 +133,21 @@ struct Scan {
 }
 
 impl Scan {
-    async fn start(link: &Link, last: u64) -> Result<Self, StorageError> {
+    /// Sees all tokens whose messages stand between two sequences.
+    async fn run(link: &Link, first: u64, last: u64, seen: &mut Seen) -> Result<(), StorageError> {
+        if first > last {
+            return Ok(());
+        }
+        let mut scan = Self::start(link, first, last).await?;
+        let outcome = scan.see_all(link, seen).await;
+        scan.end(link).await;
+        outcome
+    }
+
+    async fn start(link: &Link, first: u64, last: u64) -> Result<Self, StorageError> {
         let (inbox, messages) = link.subscribe_inbox().await.map_err(unavailable)?;
         let config = json!({
-            "filter_subject": ALL_TOKENS, "deliver_policy": "all", "ack_policy": "none", "headers_only": true,
+            "filter_subject": ALL_TOKENS, "deliver_policy": "by_start_sequence", "opt_start_seq": first, "ack_policy": "none", "headers_only": true,
             "mem_storage": true, "num_replicas": 1, "inactive_threshold": FORGOTTEN_AFTER.as_nanos() as u64,
         });
         let request = json!({ "stream_name": STREAM, "config": config });
@@ -137,11 +158,9 @@ impl Scan {
         Ok(Self { consumer, inbox, messages, last, pending })
     }
 
-    /// The tokens of which there are several states.
-    async fn doubled(&mut self, link: &Link) -> Result<HashSet<(WorkflowId, Uuid)>, StorageError> {
-        let mut seen = Seen::default();
-        while self.pending > 0 && self.step(link, &mut seen).await? {}
-        Ok(seen.again)
+    async fn see_all(&mut self, link: &Link, seen: &mut Seen) -> Result<(), StorageError> {
+        while self.pending > 0 && self.step(link, seen).await? {}
+        Ok(())
     }
 
     /// Whether there may be more.
@@ -163,7 +182,7 @@ impl Scan {
                 return Ok(false);
             }
             if size(&message).is_some_and(|bytes| bytes > 0) {
-                seen.see(&message.subject, 1);
+                seen.see(&message.subject, place.sequence, 1);
             }
             self.pending = place.pending;
             if self.pending == 0 {

@@ -113,9 +113,8 @@ impl Commit {
         let kind = Kind::CreateToken { workflow };
         let pointer = claim.pointer.is_some();
         let mut commit = Self::of_token(change, Uuid::new_v4(), kind, pointer, None, age)?;
-        let event_id = commit.event_id;
+        commit.name_events();
         let state = commit.state();
-        state.set(header::EVENTS, event_id);
         state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, anywhere);
         commit.claim(claim);
@@ -202,9 +201,8 @@ impl Commit {
         let first = commit.state();
         // Byte for byte what is stored, with what a later version may have added.
         first.payload = state.payload.clone();
-        let events =
-            if state.marks.events.is_empty() { vec![event_id] } else { state.marks.events.clone() };
-        first.set(header::EVENTS, list(&events));
+        commit.earlier = state.marks.events.iter().skip(1).copied().collect();
+        commit.name_events();
         let mut messages = commit.messages.iter_mut();
         if let Some(event) = event
             && let Some((_, message)) = messages.find(|(piece, _)| *piece == Piece::Event)
@@ -281,10 +279,18 @@ impl Commit {
         }
         self.newest = Some(newest);
         events.clone_into(&mut self.earlier);
+        self.name_events();
+        self.state().set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, newest);
+    }
+
+    /// Lets the token and its event name its newest events.
+    fn name_events(&mut self) {
         let events = list(&self.events());
-        let state = self.state();
-        state.set(header::EVENTS, events);
-        state.set(header::EXPECTED_LAST_SUBJECT_SEQUENCE, newest);
+        for (piece, message) in &mut self.messages {
+            if matches!(piece, Piece::State | Piece::Event) {
+                message.set(header::EVENTS, &events);
+            }
+        }
     }
 
     /// Of a move: the workflow, the token, and its message that the move was decided on.

@@ -10,6 +10,7 @@ use super::commit::{Commit, Kind, Target};
 use super::mend::{Mended, Mender};
 use super::outgoing::Outgoing;
 use super::pieces::{Piece, Remembered, Trace, trace};
+use crate::domain::WorkflowId;
 use crate::storage::nats::read::chain;
 use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::{Reader, unavailable};
@@ -93,15 +94,18 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
         }
         match trace_of(&found.state, commit)? {
             Trace::None => return Ok(Found::Absent),
-            Trace::Untold => return along_the_events(&mender.reader, &found, commit).await,
-            Trace::Passed(state) => {
-                if !is_told(mender, commit, state).await? {
-                    continue;
+            Trace::Untold => match along_the_events(&mender.reader, &found, commit).await? {
+                Along::End(found) => return Ok(found),
+                Along::Passed(state) if is_told(mender, commit, state).await? => {
+                    return passed(mender, workflow, *id, state).await;
                 }
-                // Its departure may have been cut off, too, and nobody who went on has seen that.
-                stale_states::remove_older(&mender.link, &mender.reader, workflow, *id).await?;
-                return Ok(Found::Stored(Sequence(state)));
+                Along::Passed(_) => {}
+            },
+            Trace::Passed(state) if is_told(mender, commit, state).await? => {
+                return passed(mender, workflow, *id, state).await;
             }
+            // Somebody else writes its event at the same time.
+            Trace::Passed(_) => {}
             Trace::Newest => match mender.mend(&found, last, event_of(commit)).await? {
                 None => return Ok(Found::Stored(Sequence(found.state.sequence))),
                 Some(Mended::Done | Mended::Overtaken) => {}
@@ -109,6 +113,18 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
         }
     }
     Ok(Found::Unclear("the token moves on faster than it can be looked at".to_owned()))
+}
+
+/// A commit from which others have gone on; its token was in the message `state`.
+async fn passed(
+    mender: &Mender,
+    workflow: &WorkflowId,
+    id: Uuid,
+    state: u64,
+) -> Result<Found, StorageError> {
+    // Its departure may have been cut off, too, and nobody who went on has seen that.
+    stale_states::remove_older(&mender.link, &mender.reader, workflow, id).await?;
+    Ok(Found::Stored(Sequence(state)))
 }
 
 /// Whether the message with this sequence is of the token, or was something that is gone.
@@ -156,34 +172,47 @@ fn event_of(commit: &Commit) -> Option<Outgoing> {
     event.map(|(_, message)| message.clone())
 }
 
+/// What a look along the events of a token has found.
+enum Along {
+    End(Found),
+    /// The event after it names it; its token was in this message. Its own event may be missing.
+    Passed(u64),
+}
+
 /// Looks for a commit along the token's events, newest first.
 async fn along_the_events(
     reader: &Reader,
     found: &Standing,
     commit: &Commit,
-) -> Result<Found, StorageError> {
+) -> Result<Along, StorageError> {
     let mut event = chain::event_of(reader, &found.state).await?;
     for step in 0..LOOK_BACK_MAX {
         let Some(stored) = event else {
-            return if step == 0 {
-                by_state(&found.state, commit)
+            return Ok(Along::End(if step == 0 {
+                by_state(&found.state, commit)?
             } else {
-                Ok(Found::Unclear("history was removed".to_owned()))
-            };
+                Found::Unclear("history was removed".to_owned())
+            }));
         };
-        if stored.event_link()?.event_id == commit.event_id {
+        let link = stored.event_link()?;
+        if link.event_id == commit.event_id {
             // Its own message may have been replaced since; it stood right before its event.
             let place = stored.marks.repaired.unwrap_or(stored.sequence);
-            return Ok(Found::Stored(Sequence(place - 1)));
+            return Ok(Along::End(Found::Stored(Sequence(place - 1))));
+        }
+        if stored.marks.events.get(1) == Some(&commit.event_id)
+            && let Some(previous) = link.previous_sequence
+        {
+            return Ok(Along::Passed(previous - 1));
         }
         if stored.event()?.event.token_version.is_none_or(|version| version <= commit.version) {
-            return Ok(Found::Absent);
+            return Ok(Along::End(Found::Absent));
         }
         event = chain::event_before(reader, &stored).await?;
     }
-    Ok(Found::Unclear(format!(
+    Ok(Along::End(Found::Unclear(format!(
         "{LOOK_BACK_MAX} later changes of the same token were looked through"
-    )))
+    ))))
 }
 
 /// The same by what is there now, where its event was removed.

@@ -358,8 +358,11 @@ impl Steps<'_> {
                 let again = Step::Hold(change);
                 self.push(format!("{who} finds {id} not there"), |w| w.servers[who].step = again);
             }
-            // The answer is that nobody knows.
-            Trace::Untold => self.push(format!("{who} cannot tell of {id}"), |w| w.end(who)),
+            Trace::Untold => match along_the_events(world, &seen, id, change.token.version) {
+                Some(state) => self.passed(who, &change, &seen, state),
+                // The answer is that nobody knows.
+                None => self.push(format!("{who} cannot tell of {id}"), |w| w.end(who)),
+            },
         }
     }
 
@@ -390,6 +393,20 @@ impl Steps<'_> {
             });
         }
     }
+}
+
+/// Looks for a change that the token does not remember along its events, as `find::along_the_events`
+/// does: each names the one before it. Gives the message of its token.
+fn along_the_events(world: &World, seen: &Seen, id: Id, version: u8) -> Option<u64> {
+    let ids = &seen.token.ids;
+    let is_there = |of: u8| {
+        let id = ids[usize::from(of) - 1];
+        let is_it = |m: &Message| matches!(m.what, What::Event { id: found, .. } if found == id);
+        world.stream.iter().any(is_it)
+    };
+    let whole = (version + 1..=seen.token.version).all(is_there);
+    let named = ids[usize::from(version) - 1] == id;
+    (whole && named).then(|| seen.token.earlier[usize::from(version) - 1].into())
 }
 
 /// What the token's message remembers of a change, as the code keeps it.
