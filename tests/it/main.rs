@@ -19,6 +19,7 @@ mod nats_clients;
 mod nats_crash;
 mod nats_credentials;
 mod nats_cuts;
+mod nats_full_disk;
 mod nats_guide;
 mod nats_ids;
 mod nats_life;

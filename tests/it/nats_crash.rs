@@ -265,7 +265,9 @@ fn kill_after_kill_a_place_holds_its_tokens_alone() {
 }
 
 /// Asks until nats-server is back.
-async fn until_answered<T, F: Future<Output = Result<T, StorageError>>>(ask: impl Fn() -> F) -> T {
+pub async fn until_answered<T, F: Future<Output = Result<T, StorageError>>>(
+    ask: impl Fn() -> F,
+) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match ask().await {
@@ -493,12 +495,12 @@ async fn killed_while_applying(mut nats: NatsServer, kills: usize) {
     storage.close().await;
 }
 
-fn next_of(stored: &StoredToken) -> &'static str {
+pub fn next_of(stored: &StoredToken) -> &'static str {
     if stored.token.place.as_str() == "draft" { "submit" } else { "reject" }
 }
 
 /// How many torn changes a store has mended.
-async fn mended(storage: &NATSStorage) -> f64 {
+pub async fn mended(storage: &NATSStorage) -> f64 {
     let figures = storage.figures().await;
     figures.iter().find(|figure| figure.name == "nats_torn_changes_mended_total").unwrap().value
 }

@@ -87,6 +87,51 @@ pub struct NatsServer {
     pub port: u16,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    /// A small disk of its own, if it has one.
+    disk: Option<SmallDisk>,
+}
+
+/// A file system in memory of a few megabytes, in a mount namespace that a process of its own keeps.
+pub struct SmallDisk {
+    keeper: Child,
+}
+
+impl SmallDisk {
+    /// Mounts one there, or says that this machine does not allow it.
+    fn mount(at: &Path, megabytes: usize) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mount = format!(
+            "mount -t tmpfs -o size={megabytes}m tmpfs {} && echo ready && exec sleep 100000",
+            at.display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", &mount]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut keeper = command.spawn().ok()?;
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.trim() == "ready" {
+            return Some(Self { keeper });
+        }
+        keeper.wait().unwrap();
+        None
+    }
+
+    /// A command that sees it.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.keeper.id().to_string(), "-U", "-m", "--preserve-credentials"]);
+        command.arg(program);
+        command
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // After a failed test there is nobody to tell.
+        drop(self.keeper.kill());
+        drop(self.keeper.wait());
+    }
 }
 
 impl NatsServer {
@@ -103,9 +148,32 @@ impl NatsServer {
             port: free_port(),
             folder: tempfile::tempdir().unwrap(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
+            disk: None,
         };
         server.run();
         server
+    }
+
+    /// Starts one whose store is on a disk of so many megabytes, where this machine allows that.
+    #[allow(clippy::print_stderr)]
+    pub fn on_small_disk(binary: &Path, megabytes: usize) -> Option<Self> {
+        let mut server = Self::stopped(binary, &["-js"]);
+        server.disk = SmallDisk::mount(&server.folder.path().join("store"), megabytes);
+        if server.disk.is_none() {
+            eprintln!("no file system can be mounted here: tests of a full disk are left out");
+            return None;
+        }
+        server.run();
+        Some(server)
+    }
+
+    /// Makes its disk larger or smaller.
+    pub fn resize_disk(&self, megabytes: usize) {
+        let disk = self.disk.as_ref().expect("it has a small disk");
+        let size = format!("remount,size={megabytes}m");
+        let mut command = disk.command(Path::new("mount"));
+        command.args(["-o", &size]).arg(self.folder.path().join("store"));
+        assert!(command.status().unwrap().success());
     }
 
     /// Starts one on a copy of the files of a server that is stopped.
@@ -132,6 +200,7 @@ impl NatsServer {
             port: free_port(),
             folder: tempfile::tempdir().unwrap(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
+            disk: None,
         }
     }
 
@@ -148,8 +217,23 @@ impl NatsServer {
         self.run_with(&arguments);
     }
 
+    /// The same where it may end at once, as on a full disk. Gives what it said then.
+    pub fn try_run(&mut self) -> Result<(), String> {
+        let arguments = self.arguments.clone();
+        self.try_run_with(&arguments)
+    }
+
     fn run_with(&mut self, arguments: &[String]) {
-        let mut command = Command::new(&self.binary);
+        if let Err(log) = self.try_run_with(arguments) {
+            panic!("nats-server ended:\n{log}");
+        }
+    }
+
+    fn try_run_with(&mut self, arguments: &[String]) -> Result<(), String> {
+        let mut command = match &self.disk {
+            Some(disk) => disk.command(&self.binary),
+            None => Command::new(&self.binary),
+        };
         command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
         command.arg("-sd").arg(self.folder.path().join("store")).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -157,7 +241,11 @@ impl NatsServer {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut log = String::new();
         loop {
-            let line = lines.next().unwrap_or_else(|| panic!("nats-server ended:\n{log}")).unwrap();
+            let Some(line) = lines.next() else {
+                child.wait().unwrap();
+                return Err(log);
+            };
+            let line = line.unwrap();
             log += &line;
             log.push('\n');
             if line.ends_with("Server is ready") {
@@ -167,6 +255,7 @@ impl NatsServer {
         // Somebody must read on, or it would stop once the pipe is full.
         std::thread::spawn(move || lines.for_each(drop));
         self.child = Some(child);
+        Ok(())
     }
 
     /// kill -9.
