@@ -26,7 +26,7 @@ use crate::domain::Token;
 const GENERATION_MAX: usize = 25_000;
 
 /// Bytes of tokens that are kept, about.
-const KEPT_BYTES_MAX: u64 = 48 << 20;
+const KEPT_BYTES_MAX: u64 = 64 << 20;
 
 /// Bytes of a kept token beside its data.
 const KEPT_BYTES: u64 = 256;
