@@ -2,6 +2,7 @@
 //! happens twice or by half, and no request waits long.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -384,28 +385,30 @@ fn a_kill_while_batches_are_applied_loses_nothing() {
     }
 }
 
-/// Kills a nats-server while it applies a batch, at some moment of the few milliseconds that this
-/// takes. It has a thread of its own, so that it does not wait for those who send.
-fn killer(nats: &NatsServer) -> JoinHandle<()> {
-    let (url, pid) = (nats.url(), nats.pid().to_string());
-    let (ready, wait) = std::sync::mpsc::channel();
-    let killer = std::thread::spawn(move || {
-        runtime().block_on(async {
-            let bus = Bus { client: async_nats::connect(url).await.unwrap() };
-            let mut live = bus.subscribe("cb.live.w.places.*.tokens.*").await;
-            ready.send(()).unwrap();
-            // What is published again shows that it applies a batch; the first one holds one move,
-            // the next one all that have waited for it.
-            for _ in 0..4 {
-                crate::nats_bus::next(&mut live).await;
-            }
-        });
-        std::thread::sleep(Duration::from_micros(fastrand::u64(0..8_000)));
-        let killed = std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
-        assert!(killed.success());
-    });
-    wait.recv().unwrap();
-    killer
+/// Kills a nats-server while it writes a batch into the files of the stream, once they have grown by
+/// some part of it. It has a thread of its own, so that it does not wait for those who send.
+fn killer(nats: &NatsServer, bytes: u64) -> JoinHandle<()> {
+    let (pid, folder) = (nats.pid().to_string(), nats.stream_folder());
+    let size = move || -> u64 {
+        let files = std::fs::read_dir(&folder).unwrap();
+        files.filter_map(|file| file.ok()?.metadata().ok()).map(|file| file.len()).sum()
+    };
+    // It goes on for a moment until it dies.
+    let until = size() + fastrand::u64(bytes / 50..bytes / 3);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // A shell that waits for a line is quicker than one that must be started.
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", &format!("read line; kill -9 {pid}")])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::spawn(move || {
+        while size() < until && Instant::now() < deadline {
+            std::hint::spin_loop();
+        }
+        shell.stdin.take().unwrap().write_all(b"\n").unwrap();
+        assert!(shell.wait().unwrap().success());
+    })
 }
 
 #[allow(clippy::too_many_lines, clippy::print_stderr)]
@@ -437,7 +440,7 @@ async fn killed_while_applying(mut nats: NatsServer, kills: usize) {
             };
             decided.push((id, stored.revision, fired(&workflow, &stored, transition)));
         }
-        let killer = killer(&nats);
+        let killer = killer(&nats, (TOKENS * BYTES) as u64);
         for (id, revision, change) in decided {
             let storage = Arc::clone(&storage);
             moves.spawn(async move { (id, storage.commit(revision, change).await) });

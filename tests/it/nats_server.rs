@@ -287,6 +287,12 @@ impl NatsServer {
         copy(backup.path(), self.folder.path());
     }
 
+    /// Where it keeps the messages of the stream.
+    pub fn stream_folder(&self) -> PathBuf {
+        let stream = "store/jetstream/$G/streams/CIRCUIT_BREAKER_GLOBAL/msgs";
+        self.folder.path().join(stream)
+    }
+
     /// Its process, while it runs.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
