@@ -31,7 +31,7 @@ fn a_disk_that_fills_up_and_a_restart_while_it_is_full_lose_nothing() {
     }
 }
 
-#[allow(clippy::print_stderr)]
+#[allow(clippy::print_stderr, clippy::too_many_lines)]
 async fn filled(binary: &Path) {
     let Some(mut nats) = NatsServer::on_small_disk(binary, DISK_MEGABYTES) else { return };
     let bus = Bus::connect(&nats).await;

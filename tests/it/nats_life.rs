@@ -253,6 +253,43 @@ fn files_of_nats_server_that_are_put_back_are_another_life() {
     });
 }
 
+/// What was only read a kill can take back, but nothing that was acknowledged.
+#[test]
+fn load_and_kills_of_nats_server_are_no_other_life() {
+    let Some(mut nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await.map(Arc::new);
+        nodes[0].define("w").await;
+        let before = identity(&Bus::connect(&nats).await).await;
+        let mut movers = tokio::task::JoinSet::new();
+        for n in 0..32 {
+            let node = Arc::clone(&nodes[n % 2]);
+            movers.spawn(async move {
+                let id = node.create("w").await;
+                loop {
+                    // Those of the moments without nats-server fail.
+                    node.fire(&id, "edit").await;
+                }
+            });
+        }
+        for round in 0..5 {
+            let until = Instant::now() + Duration::from_millis(400);
+            while Instant::now() < until {
+                for node in &nodes {
+                    node.health("under load", healthy).await;
+                }
+            }
+            if round % 2 == 1 {
+                nats.kill();
+                nats.run();
+            }
+            let now = identity(&Bus::connect(&nats).await).await;
+            assert_eq!(now, before, "round {round}");
+        }
+        movers.shutdown().await;
+    });
+}
+
 #[test]
 fn a_stream_that_is_purged_is_another_life() {
     let Some(nats) = NatsServer::start() else { return };

@@ -45,6 +45,9 @@ pub struct Reader {
     copies: Mutex<Copies>,
     /// The highest sequence that is known of.
     last: AtomicU64,
+    /// The highest one that was acknowledged to this server. What was only read, a kill of nats-server
+    /// can take back.
+    acknowledged: AtomicU64,
 }
 
 /// What copies of the stream there are.
@@ -72,8 +75,9 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
-        let (copies, last) = (Mutex::default(), AtomicU64::new(0));
-        Self { link, hints: Hints::new(), known: KnownTokens::new(), attempts, copies, last }
+        let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (hints, known, copies) = (Hints::new(), KnownTokens::new(), Mutex::default());
+        Self { link, hints, known, attempts, copies, last, acknowledged }
     }
 
     fn copies(&self) -> MutexGuard<'_, Copies> {
@@ -85,6 +89,7 @@ impl Reader {
         self.hints.forget();
         self.known.forget();
         self.last.store(0, Ordering::Release);
+        self.acknowledged.store(0, Ordering::Release);
     }
 
     /// Notes how the stream is now.
@@ -118,6 +123,17 @@ impl Reader {
     /// Notes that there is a message with this sequence.
     pub fn record_sequence(&self, sequence: u64) {
         self.last.fetch_max(sequence, Ordering::AcqRel);
+    }
+
+    /// The highest sequence that was acknowledged to this server: the stream never ends before it.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Notes that nats-server has acknowledged a message with this sequence.
+    pub fn record_acknowledged(&self, sequence: u64) {
+        self.acknowledged.fetch_max(sequence, Ordering::AcqRel);
+        self.record_sequence(sequence);
     }
 
     /// The newest message on a subject, which may have wildcards.

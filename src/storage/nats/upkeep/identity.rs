@@ -38,7 +38,6 @@ const DOUBT_PAUSE: Duration = Duration::from_millis(400);
 #[derive(Debug, Clone)]
 struct Remembered {
     created: String,
-    last_sequence: u64,
     identity: Identity,
     anchor: Option<Anchor>,
 }
@@ -57,6 +56,8 @@ struct Anchor {
 struct Found {
     created: String,
     last_sequence: u64,
+    /// The highest sequence that had been acknowledged to this server before that was read.
+    acknowledged: u64,
     identity: Option<Identity>,
     /// The number that the anchor holds.
     anchor: Option<u64>,
@@ -81,10 +82,10 @@ fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
     if found.created != remembered.created {
         return Verdict::Another("the stream was made anew".to_owned());
     }
-    if found.last_sequence < remembered.last_sequence {
+    if found.last_sequence < found.acknowledged {
         return Verdict::Another(format!(
-            "the stream ended at sequence {} and now ends at {}",
-            remembered.last_sequence, found.last_sequence
+            "sequence {} was acknowledged, and the stream ends at {}",
+            found.acknowledged, found.last_sequence
         ));
     }
     let Some(identity) = found.identity else {
@@ -135,21 +136,20 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether it is another life of the store than at the last look; `suspected` says that something
-    /// else has shown it. Then a new generation is written, and the caller drops what it remembers.
+    /// Whether it is another life of the store than at the last look. `acknowledged` is what had been
+    /// acknowledged before the state was read; `suspected` says that something else has shown it. Then a new generation is written, and the caller drops what it remembers.
     pub async fn look(
         &mut self,
         reader: &Reader,
         state: &StreamState,
+        acknowledged: u64,
         suspected: bool,
     ) -> Result<bool, StorageError> {
-        let Some(mut remembered) = self.remembered.clone() else {
+        let Some(remembered) = self.remembered.clone() else {
             self.begin(reader, state).await?;
             return Ok(false);
         };
-        // What was written or read since the last look has shown higher ones.
-        remembered.last_sequence = remembered.last_sequence.max(reader.last_sequence());
-        let mut found = self.find(reader, state).await?;
+        let mut found = self.find(reader, state, acknowledged).await?;
         let mut verdict = judge(&remembered, &found, SystemTime::now());
         for _ in 0..DOUBTS {
             if state.replicas <= 1 || !matches!(verdict, Verdict::Another(_)) {
@@ -157,8 +157,9 @@ impl Keeper {
             }
             // A leader that was cut off, or has just been elected, may show an older state for a moment.
             sleep(DOUBT_PAUSE).await;
+            let acknowledged = reader.acknowledged();
             let state = jetstream::stream_state(&reader.link).await?;
-            found = self.find(reader, &state).await?;
+            found = self.find(reader, &state, acknowledged).await?;
             verdict = judge(&remembered, &found, SystemTime::now());
         }
         if suspected && verdict != Verdict::Renewed {
@@ -192,10 +193,16 @@ impl Keeper {
         Ok(true)
     }
 
-    async fn find(&self, reader: &Reader, state: &StreamState) -> Result<Found, StorageError> {
+    async fn find(
+        &self,
+        reader: &Reader,
+        state: &StreamState,
+        acknowledged: u64,
+    ) -> Result<Found, StorageError> {
         Ok(Found {
             created: state.created.clone(),
             last_sequence: state.last_sequence,
+            acknowledged,
             identity: read(reader).await?.map(|(identity, _)| identity),
             anchor: self.read_anchor(reader).await?,
         })
@@ -203,12 +210,7 @@ impl Keeper {
 
     fn remember(&mut self, state: &StreamState, identity: Identity) {
         let anchor = self.remembered.as_ref().and_then(|remembered| remembered.anchor);
-        self.remembered = Some(Remembered {
-            created: state.created.clone(),
-            last_sequence: state.last_sequence,
-            identity,
-            anchor,
-        });
+        self.remembered = Some(Remembered { created: state.created.clone(), identity, anchor });
     }
 
     /// Completes a store that says nothing of itself, as it is new or of an older version, and says
@@ -288,7 +290,8 @@ impl Keeper {
         let payload = serde_json::json!({ "look": look }).to_string();
         let subject = names::server(self.server);
         match jetstream::store(&reader.link, subject, &headers, payload.into()).await {
-            Ok(_) => {
+            Ok(sequence) => {
+                reader.record_acknowledged(sequence);
                 remembered.anchor = Some(Anchor { acknowledged: look, tried: look, at: now });
             }
             Err(error) => {
@@ -322,11 +325,11 @@ mod tests {
             tried,
             at: now - Duration::from_secs(seconds),
         };
-        let remembered =
-            |anchor| Remembered { created: "a".to_owned(), last_sequence: 10, identity, anchor };
+        let remembered = |anchor| Remembered { created: "a".to_owned(), identity, anchor };
         let found = |created: &str, last_sequence, identity, anchor| Found {
             created: created.to_owned(),
             last_sequence,
+            acknowledged: 10,
             identity,
             anchor,
         };
@@ -344,7 +347,7 @@ mod tests {
         check(&written, &found("a", 99, Some(identity), Some(4)), "same");
         check(&written, &found("a", 99, Some(other), Some(4)), "renewed");
         check(&written, &found("b", 99, Some(identity), Some(4)), "made anew");
-        check(&written, &found("a", 9, Some(identity), Some(4)), "ended at sequence 10");
+        check(&written, &found("a", 9, Some(identity), Some(4)), "sequence 10 was acknowledged");
         check(&written, &found("a", 10, None, Some(4)), "what store it is");
         check(&written, &found("a", 10, Some(identity), None), "is gone");
         check(&written, &found("a", 10, Some(identity), Some(3)), "an older one");

@@ -210,6 +210,7 @@ impl Supervisor {
     }
 
     async fn try_look(&self, memory: &mut Memory) -> Result<(), OpenError> {
+        let acknowledged = self.reader.acknowledged();
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
         if let Some(nanoseconds) = looked.aged {
@@ -222,7 +223,7 @@ impl Supervisor {
         }
         stream::probe(&self.link).await?;
         let suspected = self.life.take_suspicion();
-        let looked = memory.keeper.look(&self.reader, &state, suspected).await;
+        let looked = memory.keeper.look(&self.reader, &state, acknowledged, suspected).await;
         let another = looked.inspect_err(|_| {
             if suspected {
                 self.life.suspect();

@@ -312,7 +312,7 @@ impl Committer {
             if group.is_empty() {
                 continue;
             }
-            let (sent, before) = (Instant::now(), self.reader.last_sequence());
+            let (sent, before) = (Instant::now(), self.reader.acknowledged());
             match self.send(&group).await {
                 Ok(last) => {
                     if last <= before {
@@ -430,7 +430,7 @@ impl Committer {
     fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
-        self.reader.record_sequence(last);
+        self.reader.record_acknowledged(last);
         if self.whole.0 == self.life.number() {
             self.whole.1 = self.whole.1.max(last);
         }

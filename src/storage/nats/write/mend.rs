@@ -289,7 +289,8 @@ impl Mender {
 
     async fn send(&self, messages: Vec<Outgoing>) -> Result<Mended, StorageError> {
         match batch::send(&self.link, messages.iter()).await {
-            Ok(_) => {
+            Ok(last) => {
+                self.reader.record_acknowledged(last);
                 self.meter.record_mended();
                 Ok(Mended::Done)
             }
