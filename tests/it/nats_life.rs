@@ -361,9 +361,9 @@ fn a_stream_that_is_deleted_is_not_made_anew_unless_that_is_asked_for() {
     });
 }
 
-/// What an acknowledgement shows, nobody has to wait for a look to see.
+/// Nobody has to wait for a look: each batch expects what this server has written last.
 #[test]
-fn an_acknowledgement_that_is_older_than_what_was_there_ends_a_life() {
+fn a_write_that_was_decided_on_another_life_is_refused() {
     let Some(nats) = NatsServer::start() else { return };
     runtime().block_on(async {
         let node = Node::start(&nats, NATSStorageOptions::new()).await;
@@ -377,7 +377,11 @@ fn an_acknowledgement_that_is_older_than_what_was_there_ends_a_life() {
         let before = identity(&bus).await;
         bus.done(&format!("STREAM.DELETE.{STREAM}"), &Value::Null).await;
         bus.restore(&backup).await;
-        // The first write goes through, as its definition is there; and then nothing is as it was.
+        // The first write is refused, as it was decided on another store; and then nothing is as it was.
+        let refused = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+        let error = &refused["errors"][0];
+        assert!(error["message"].as_str().unwrap().contains("went back in time"), "{refused}");
+        assert_eq!(error["extensions"]["details"]["outcome"], "NOT_DONE", "{refused}");
         let created = node.create("w").await;
         let deadline = Instant::now() + WAIT_MAX;
         while identity(&bus).await["generation"] == before["generation"] {
@@ -405,7 +409,7 @@ fn settings_that_an_operator_changes_are_set_right() {
         let right = bus.stream().await["config"].take();
         for (field, value) in [
             ("discard", json!("old")),
-            ("max_msgs_per_subject", json!(1_000)),
+            ("max_consumers", json!(5)),
             ("allow_rollup_hdrs", json!(false)),
             ("max_msgs", json!(5_000)),
             ("max_bytes", json!(50 << 20)),
@@ -588,6 +592,29 @@ fn jetstream_that_is_switched_off_is_told_by_name() {
             circuit_breaker::domain::WorkflowEvent::workflow_created("w".parse().unwrap(), crate::support::now()),
         );
         assert!(matches!(error.await, Err(StorageError::WorkflowExists { .. })));
+    });
+}
+
+/// A subscription that was refused stays so on its connection.
+#[test]
+fn answers_that_are_forbidden_for_a_while_come_again() {
+    let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
+    let Some((nats, folder)) = configured(&all) else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
+        let schema = create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
+        let node = Node { storage, schema };
+        node.define("w").await;
+        let path = folder.path().join("nats.conf");
+        let deaf = all.replace("subscribe: \"_INBOX.>\"", "subscribe: \"other.>\"");
+        assert_ne!(deaf, all);
+        std::fs::write(&path, &deaf).unwrap();
+        nats.reload();
+        node.health("deaf", |health| !healthy(health)).await;
+        std::fs::write(&path, &all).unwrap();
+        nats.reload();
+        node.health("heard again", healthy).await;
+        node.create("w").await;
     });
 }
 

@@ -62,8 +62,12 @@ impl Parts {
 pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOptions) -> Assembly {
     let parts = Parts::new(link, config);
     let Parts { link, reader, life, retention, meter, .. } = parts.clone();
-    let (queue, waiting) =
-        Queue::new(Arc::clone(&link), Arc::clone(&meter), config.reconnect_buffer_size);
+    let (queue, waiting) = Queue::new(
+        Arc::clone(&link),
+        Arc::clone(&life),
+        Arc::clone(&meter),
+        config.reconnect_buffer_size,
+    );
     let (set_standing, standing) =
         watch::channel(Standing::NotYet("it has not connected yet".into()));
     let (set_looked, looked) = watch::channel(None);

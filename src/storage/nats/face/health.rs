@@ -151,6 +151,12 @@ impl Monitor {
         if let Standing::Broken(reason) = &*self.standing.borrow() {
             return StorageHealth::Unhealthy(reason.clone());
         }
+        if let Some(reason) = self.notices.unlooked() {
+            return StorageHealth::Unhealthy(format!("the stream cannot be looked at: {reason}"));
+        }
+        if let Some(reason) = self.meter.trouble() {
+            return StorageHealth::Unhealthy(format!("nothing can be written: {reason}"));
+        }
         match jetstream::stream_state(&self.link).await {
             Ok(state) => {
                 self.reader.set_stream(&state);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
+use super::anchor::Anchor;
 use super::reader::Reader;
 use super::workflow_index::WorkflowIndex;
 
@@ -16,17 +17,24 @@ pub struct Life {
     /// Lives that were seen to end by something else than a look.
     suspected: AtomicU64,
     wanted: Notify,
+    anchor: Mutex<Anchor>,
 }
 
 impl Life {
     pub fn new(reader: Arc<Reader>, index: Arc<WorkflowIndex>) -> Self {
         let (number, suspected) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { reader, index, number, suspected, wanted: Notify::new() }
+        let anchor = Mutex::new(Anchor::new());
+        Self { reader, index, number, suspected, wanted: Notify::new(), anchor }
     }
 
     /// A number that grows whenever the store turns out to be another one than it was.
     pub fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
+    }
+
+    /// This server's own record; who writes or compares it holds it until that is done.
+    pub async fn anchor(&self) -> MutexGuard<'_, Anchor> {
+        self.anchor.lock().await
     }
 
     /// Drops everything that is remembered.

@@ -1,5 +1,6 @@
 //! What comes in: single messages, runs of them, lists, and the chain of a token's events.
 
+pub mod anchor;
 pub mod chain;
 pub mod hints;
 pub mod identity;

@@ -64,6 +64,8 @@ pub struct Marks {
     pub moved_to: Option<PlaceId>,
     /// Where this event should have stood, which a repair has written.
     pub repaired: Option<u64>,
+    /// For how many seconds the event of this token or definition was to be kept.
+    pub age: Option<u64>,
     /// Whether it vanishes with time: of a token, that it is completed.
     pub ages: bool,
 }
@@ -82,6 +84,8 @@ impl Marks {
             self.previous = Some(number()?);
         } else if name.eq_ignore_ascii_case(header::CREATED_BY) {
             self.created_by = Some(value.to_owned());
+        } else if name.eq_ignore_ascii_case(header::AGE) {
+            self.age = Some(number()?);
         } else if name.eq_ignore_ascii_case(header::REPAIRED) {
             self.repaired = Some(number()?);
         } else if name.eq_ignore_ascii_case(header::MOVED_TO) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::domain::WorkflowId;
 use crate::storage::StorageError;
@@ -17,7 +18,7 @@ use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::wire::jetstream::{self, ApiError, code};
 use crate::storage::nats::wire::names::{self, ALL_EVENTS, PURGED, header};
-use crate::storage::nats::wire::subjects;
+use crate::storage::nats::wire::subjects::{self, Pages};
 
 /// Questions after which a sequence is near enough.
 const PROBES_MAX: usize = 12;
@@ -117,13 +118,20 @@ impl History {
 
     /// Removes about so many of the oldest events. Gives how many went.
     pub async fn remove_oldest(&self, wanted: u64) -> Result<u64, StorageError> {
+        let link = &self.reader.link;
+        let before = jetstream::stream_state(link).await?;
         let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(0) };
-        let last = jetstream::stream_state(&self.reader.link).await?.last_sequence;
+        let last = before.last_sequence;
         let total = self.reader.matching_from(ALL_EVENTS, first.sequence).await?;
         let mut probe = Probe::new(wanted, total, first.sequence, last);
         while let Some(sequence) = probe.next() {
             let left = self.reader.matching_from(ALL_EVENTS, sequence).await?;
             probe.on(sequence, total.saturating_sub(left));
+        }
+        // Somebody else may have removed as much meanwhile.
+        let now = jetstream::stream_state(link).await?;
+        if now.messages + wanted / 2 < before.messages {
+            return Ok(0);
         }
         self.purge_events(probe.cut()).await
     }
@@ -199,8 +207,36 @@ impl History {
     pub async fn remove_completed(&self, part: &Part) -> Result<u64, StorageError> {
         let mut removed = 0;
         for place in &part.places {
-            let older = json!({ "filter": place, "seq": part.before });
-            removed += jetstream::purge(&self.reader.link, &older).await?;
+            removed += self.remove_from(place, part.before).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes what stands in a place before a sequence, and then the pointers of those tokens: their
+    /// ids are free from then on. A pointer that somebody has made since stands behind.
+    async fn remove_from(&self, place: &str, before: u64) -> Result<u64, StorageError> {
+        let link = &self.reader.link;
+        let mut pointed: Vec<Uuid> = Vec::new();
+        let mut pages = Pages::new();
+        while pages.more() {
+            for (subject, _) in subjects::page(link, place, &mut pages).await? {
+                match names::parse_token(&subject) {
+                    Some((workflow, _, id)) if !names::id_names_workflow(id, &workflow) => {
+                        pointed.push(id);
+                    }
+                    Some(_) | None => {}
+                }
+            }
+        }
+        let mut removed =
+            jetstream::purge(link, &json!({ "filter": place, "seq": before })).await?;
+        let purge = |id: Uuid| async move {
+            let older = json!({ "filter": names::pointer(id), "seq": before - 1 });
+            jetstream::purge(link, &older).await
+        };
+        let mut purges = stream::iter(pointed).map(purge).buffer_unordered(PLACES_AT_ONCE);
+        while let Some(purged) = purges.try_next().await? {
+            removed += purged;
         }
         Ok(removed)
     }

@@ -6,25 +6,20 @@
 //! of its own in the stream, the anchor, and writes it anew at its looks: in a store that went back it
 //! is an older one, or is not there.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tracing::{debug, error, warn};
-use uuid::Uuid;
 
 use super::older_store;
 use crate::storage::StorageError;
+use crate::storage::nats::read::anchor::{self, Anchor, Written};
 use crate::storage::nats::read::identity::Identity;
+use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, code};
-use crate::storage::nats::wire::names::{self, IDENTITY, header};
-
-/// How long an anchor stays that nobody writes anew.
-const ANCHOR_TTL: Duration = Duration::from_secs(3_600);
-
-/// The least time between two writes of it.
-const ANCHOR_PERIOD: Duration = Duration::from_secs(1);
+use crate::storage::nats::wire::names::{IDENTITY, header};
 
 /// How often it is tried to write the identity, where other servers do so, too.
 const ROUNDS_MAX: usize = 8;
@@ -39,16 +34,7 @@ const DOUBT_PAUSE: Duration = Duration::from_millis(400);
 struct Remembered {
     created: String,
     identity: Identity,
-    anchor: Option<Anchor>,
-}
-
-/// The anchor as it was written last.
-#[derive(Debug, Clone, Copy)]
-struct Anchor {
-    /// The number of the last write that was acknowledged, and of the last one that was tried.
-    acknowledged: u64,
-    tried: u64,
-    at: SystemTime,
+    anchor: Option<Written>,
 }
 
 /// What a look has found.
@@ -59,8 +45,7 @@ struct Found {
     /// The highest sequence that had been acknowledged to this server before that was read.
     acknowledged: u64,
     identity: Option<Identity>,
-    /// The number that the anchor holds.
-    anchor: Option<u64>,
+    anchor: Option<anchor::Found>,
 }
 
 /// What follows from a look.
@@ -71,11 +56,6 @@ enum Verdict {
     Renewed,
     /// It is another life, for this reason.
     Another(String),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct AnchorPayload {
-    look: u64,
 }
 
 fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
@@ -92,8 +72,8 @@ fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
         return Verdict::Another("the record of what store it is is gone".to_owned());
     };
     if let Some(anchor) = remembered.anchor {
-        let aged = now.duration_since(anchor.at).is_ok_and(|age| age >= ANCHOR_TTL);
-        match found.anchor {
+        let aged = Anchor::has_aged(anchor, now);
+        match found.anchor.map(|found| found.write) {
             // Nobody has written it for so long, as when the machine slept, that it has aged.
             None if aged => {}
             None => return Verdict::Another("the record of this server is gone".to_owned()),
@@ -108,17 +88,15 @@ fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
 
 /// What this server knows of the store, and its record there.
 pub struct Keeper {
-    server: Uuid,
     age: Duration,
-    remembered: Option<Remembered>,
-    /// How often its record was written.
-    writes: u64,
+    life: Arc<Life>,
+    remembered: Option<(String, Identity)>,
 }
 
 impl Keeper {
     /// `age` is how long completed tokens are kept.
-    pub fn new(age: Duration) -> Self {
-        Self { server: Uuid::new_v4(), age, remembered: None, writes: 0 }
+    pub fn new(age: Duration, life: Arc<Life>) -> Self {
+        Self { age, life, remembered: None }
     }
 
     /// Begins to know a store: completes one of an older version first.
@@ -131,8 +109,8 @@ impl Keeper {
             Some((identity, _)) => identity,
             None => self.introduce(reader).await?,
         };
-        self.remember(state, identity);
-        self.write_anchor(reader).await;
+        self.remembered = Some((state.created.clone(), identity));
+        write_anchor(reader, &mut *self.life.anchor().await).await;
         Ok(())
     }
 
@@ -145,11 +123,15 @@ impl Keeper {
         acknowledged: u64,
         suspected: bool,
     ) -> Result<bool, StorageError> {
-        let Some(remembered) = self.remembered.clone() else {
+        let Some((created, identity)) = self.remembered.clone() else {
             self.begin(reader, state).await?;
             return Ok(false);
         };
-        let mut found = self.find(reader, state, acknowledged).await?;
+        let life = Arc::clone(&self.life);
+        // No batch writes it in between.
+        let mut anchor = life.anchor().await;
+        let remembered = Remembered { created, identity, anchor: anchor.last() };
+        let mut found = find(reader, &anchor, state, acknowledged).await?;
         let mut verdict = judge(&remembered, &found, SystemTime::now());
         for _ in 0..DOUBTS {
             if state.replicas <= 1 || !matches!(verdict, Verdict::Another(_)) {
@@ -159,7 +141,7 @@ impl Keeper {
             sleep(DOUBT_PAUSE).await;
             let acknowledged = reader.acknowledged();
             let state = jetstream::stream_state(&reader.link).await?;
-            found = self.find(reader, &state, acknowledged).await?;
+            found = find(reader, &anchor, &state, acknowledged).await?;
             verdict = judge(&remembered, &found, SystemTime::now());
         }
         if suspected && verdict != Verdict::Renewed {
@@ -168,8 +150,10 @@ impl Keeper {
         }
         let identity = match (&verdict, found.identity) {
             (Verdict::Same, _) => {
-                self.remember(state, remembered.identity);
-                self.write_anchor(reader).await;
+                if let Some(found) = found.anchor {
+                    anchor.found(found);
+                }
+                write_anchor(reader, &mut anchor).await;
                 return Ok(false);
             }
             (Verdict::Renewed, Some(identity)) => {
@@ -185,32 +169,10 @@ impl Keeper {
                 self.renew(reader).await?
             }
         };
-        self.remember(state, identity);
-        if let Some(remembered) = &mut self.remembered {
-            remembered.anchor = None;
-        }
-        self.write_anchor(reader).await;
+        self.remembered = Some((state.created.clone(), identity));
+        anchor.forget();
+        write_anchor(reader, &mut anchor).await;
         Ok(true)
-    }
-
-    async fn find(
-        &self,
-        reader: &Reader,
-        state: &StreamState,
-        acknowledged: u64,
-    ) -> Result<Found, StorageError> {
-        Ok(Found {
-            created: state.created.clone(),
-            last_sequence: state.last_sequence,
-            acknowledged,
-            identity: read(reader).await?.map(|(identity, _)| identity),
-            anchor: self.read_anchor(reader).await?,
-        })
-    }
-
-    fn remember(&mut self, state: &StreamState, identity: Identity) {
-        let anchor = self.remembered.as_ref().and_then(|remembered| remembered.anchor);
-        self.remembered = Some(Remembered { created: state.created.clone(), identity, anchor });
     }
 
     /// Completes a store that says nothing of itself, as it is new or of an older version, and says
@@ -262,46 +224,42 @@ impl Keeper {
         }
         Err(unavailable("several servers write at once what store this is"))
     }
+}
 
-    async fn read_anchor(&self, reader: &Reader) -> Result<Option<u64>, StorageError> {
-        let stored = reader.last(&names::server(self.server)).await?;
-        // One that cannot be read was not written here.
-        let read =
-            |stored: &[u8]| serde_json::from_slice::<AnchorPayload>(stored).map_or(0, |a| a.look);
-        Ok(stored.map(|stored| read(&stored.payload)))
+async fn find(
+    reader: &Reader,
+    anchor: &Anchor,
+    state: &StreamState,
+    acknowledged: u64,
+) -> Result<Found, StorageError> {
+    let stored = reader.last(&anchor.subject()).await?;
+    Ok(Found {
+        created: state.created.clone(),
+        last_sequence: state.last_sequence,
+        acknowledged,
+        identity: read(reader).await?.map(|(identity, _)| identity),
+        anchor: stored.map(|stored| Anchor::read(&stored.payload, stored.sequence)),
+    })
+}
+
+/// Writes the anchor anew, unless that was done a moment ago. If it cannot be written now, such as in a
+/// full stream, the one that is there goes on.
+async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
+    if anchor.is_young(SystemTime::now()) {
+        return;
     }
-
-    /// If it cannot be written now, such as in a full stream, the one that is there goes on.
-    async fn write_anchor(&mut self, reader: &Reader) {
-        let Some(remembered) = &mut self.remembered else { return };
-        let now = SystemTime::now();
-        let before = remembered.anchor;
-        let young = |anchor: &Anchor| {
-            now.duration_since(anchor.at).is_ok_and(|age| age < ANCHOR_PERIOD)
-                && anchor.acknowledged == anchor.tried
-        };
-        if before.as_ref().is_some_and(young) {
-            return;
+    let next = anchor.next();
+    let (subject, payload) = (next.subject.clone(), next.payload.clone());
+    match jetstream::store(&reader.link, subject, &next.headers, payload).await {
+        Ok(sequence) => {
+            reader.record_acknowledged(sequence);
+            anchor.done(&next, sequence);
         }
-        // Never the same twice, in whatever life of the store.
-        self.writes += 1;
-        let look = self.writes;
-        let headers = [(header::ROLLUP, "sub".to_owned()), (header::TTL, names::ttl(ANCHOR_TTL))];
-        let payload = serde_json::json!({ "look": look }).to_string();
-        let subject = names::server(self.server);
-        match jetstream::store(&reader.link, subject, &headers, payload.into()).await {
-            Ok(sequence) => {
-                reader.record_acknowledged(sequence);
-                remembered.anchor = Some(Anchor { acknowledged: look, tried: look, at: now });
-            }
-            Err(error) => {
-                debug!(%error, "the record of this server could not be written");
-                // Without an answer it may be there all the same.
-                if let Some(anchor) = &mut remembered.anchor
-                    && !matches!(error, ApiError::Refused { .. })
-                {
-                    anchor.tried = look;
-                }
+        Err(error) => {
+            debug!(%error, "the record of this server could not be written");
+            // Without an answer it may be there all the same.
+            if matches!(error, ApiError::Refused { .. }) {
+                anchor.refused(&next);
             }
         }
     }
@@ -320,18 +278,19 @@ mod tests {
     fn another_life_is_told_from_the_same_one() {
         let now = SystemTime::now();
         let (identity, other) = (Identity::new(), Identity::new());
-        let anchor = |acknowledged, tried, seconds| Anchor {
+        let anchor = |acknowledged, tried, seconds| Written {
             acknowledged,
             tried,
+            sequence: 8,
             at: now - Duration::from_secs(seconds),
         };
         let remembered = |anchor| Remembered { created: "a".to_owned(), identity, anchor };
-        let found = |created: &str, last_sequence, identity, anchor| Found {
+        let found = |created: &str, last_sequence, identity, anchor: Option<u64>| Found {
             created: created.to_owned(),
             last_sequence,
             acknowledged: 10,
             identity,
-            anchor,
+            anchor: anchor.map(|write| anchor::Found { write, sequence: 8 }),
         };
         let check = |remembered: &Remembered, found: &Found, wanted: &str| {
             let verdict = judge(remembered, found, now);

@@ -44,9 +44,9 @@ pub async fn complete(reader: &Reader, age: Duration) -> Result<(), StorageError
         let tokens = tokens.map(|(workflow, _, id)| (workflow, id));
         let lacking: Vec<_> =
             tokens.filter(|(workflow, id)| !is_found_by_id(*id, workflow, &firsts)).collect();
-        let count = lacking.len();
+        let (count, firsts) = (lacking.len(), &firsts);
         stream::iter(lacking)
-            .map(|(workflow, id)| async move { point(reader, &workflow, id, age).await })
+            .map(|(workflow, id)| async move { point(reader, firsts, &workflow, id, age).await })
             .buffer_unordered(AT_ONCE)
             .try_for_each(|()| async { Ok(()) })
             .await?;
@@ -79,12 +79,21 @@ async fn first_of_hash(
 /// Writes the pointer of one token.
 async fn point(
     reader: &Reader,
+    firsts: &Firsts,
     workflow: &WorkflowId,
     id: Uuid,
     age: Duration,
 ) -> Result<(), StorageError> {
     // It may have been a departure, or have aged meanwhile.
     let Some(found) = token::find(reader, workflow, id).await? else { return Ok(()) };
+    // One that is found by the id itself has none, and is found first.
+    if let Some(first) = firsts.get(&names::named_hash(id).unwrap_or_default())
+        && first != workflow
+        && names::named_hash(id).is_some()
+        && token::find(reader, first, id).await?.is_some()
+    {
+        tell_double(reader, id, first, workflow).await?;
+    }
     let headers = ttl_of(&found, age);
     if write_new(reader, names::pointer(id), pointer_payload(workflow), &headers).await? {
         return Ok(());
@@ -97,7 +106,8 @@ async fn point(
     }
 }
 
-/// Two tokens of an older store have one id. Both stay; a read by id alone answers the older one.
+/// Two tokens of an older store have one id, and neither is found by it. Both stay; a read by id alone
+/// answers the older one.
 async fn two_of_one_id(
     reader: &Reader,
     found: &Standing,
@@ -108,10 +118,6 @@ async fn two_of_one_id(
     let (id, workflow) = (token.id, &token.workflow_id);
     let Some(other) = token::find(reader, &pointer.workflow, id).await? else { return Ok(()) };
     let other = other.state.token()?.token;
-    warn!(
-        token = %id, workflows = %format!("{workflow} and {}", pointer.workflow),
-        "two tokens of an older store have the same id; both stay, and a read by id alone answers the older one"
-    );
     let (older, newer) = if token.created_at < other.created_at {
         (workflow, &pointer.workflow)
     } else {
@@ -126,7 +132,21 @@ async fn two_of_one_id(
         jetstream::store(&reader.link, names::pointer(id), &headers, pointer_payload(older))
             .await?;
     }
-    let both = serde_json::json!({ "answered": older, "hidden": newer }).to_string();
+    tell_double(reader, id, older, newer).await
+}
+
+/// Writes down that two tokens have one id, and which of them a read by id alone answers.
+async fn tell_double(
+    reader: &Reader,
+    id: Uuid,
+    answered: &WorkflowId,
+    hidden: &WorkflowId,
+) -> Result<(), StorageError> {
+    warn!(
+        token = %id, %answered, %hidden,
+        "two tokens of an older store have the same id, in these workflows; both stay, and a read by id alone answers the first"
+    );
+    let both = serde_json::json!({ "answered": answered, "hidden": hidden }).to_string();
     write_new(reader, names::double_id(id), both.into(), &[]).await?;
     Ok(())
 }

@@ -69,8 +69,17 @@ const UNSET: [&str; 9] = [
     "persist_mode",
 ];
 
-/// What must change in a stream that is there, or what is wrong with it, with both values named.
-pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Result<Vec<(String, Value)>, String> {
+/// What differs in a stream that is there.
+#[derive(Debug, PartialEq)]
+pub struct Differences {
+    /// What an update can set right.
+    pub changes: Vec<(String, Value)>,
+    /// What is wrong beside that, with both values named.
+    pub wrong: Option<String>,
+}
+
+/// What must change in a stream that is there, and what is wrong with it.
+pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Differences {
     let (mut changes, mut wrong) = (Vec::new(), Vec::new());
     for (field, wanted) in wanted {
         let (found, differs) = match field.as_str() {
@@ -87,7 +96,6 @@ pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Result<Vec<(String
                 let fits = found[field].as_i64().is_none_or(|n| !(0..1 << 20).contains(&n));
                 (&found[field], !fits)
             }
-            "max_consumers" => continue,
             "republish" => {
                 let same = found[field]["src"] == wanted["src"]
                     && found[field]["dest"] == wanted["dest"]
@@ -123,13 +131,11 @@ pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Result<Vec<(String
             wrong.push(format!("{field} is {found}, and it must not be set"));
         }
     }
-    if wrong.is_empty() {
-        return Ok(changes);
-    }
-    Err(format!(
-        "stream {STREAM} is there with other settings, and they cannot be changed without risk: {}; change the stream or the configuration of this server",
+    let wrong = (!wrong.is_empty()).then(|| format!(
+        "stream {STREAM} has settings that this server cannot work with or change: {}; change them there, or restore a backup where nats-server does not let you (sealed, deny_delete), or change the configuration of this server",
         wrong.join("; ")
-    ))
+    ));
+    Differences { changes, wrong }
 }
 
 /// Takes out of the changes what would lower a limit, and names it, or says what it would remove: under
@@ -207,18 +213,29 @@ mod tests {
     fn what_differs_is_changed_or_named() {
         let wanted = wanted(&NATSStorageConfig::default(), &NATSStorageOptions::new());
         let there = Value::Object(wanted.clone());
+        let compared = |there: &Value| {
+            let Differences { changes, wrong } = compare(there, &wanted);
+            wrong.map_or(Ok(changes), Err)
+        };
         let with = |field: &str, value: Value| {
             let mut there = there.clone();
             there[field] = value;
-            compare(&there, &wanted)
+            compared(&there)
         };
-        assert_eq!(compare(&there, &wanted), Ok(vec![]));
+        assert_eq!(compared(&there), Ok(vec![]));
         assert_eq!(with("deny_purge", Value::Null), Ok(vec![]), "what is false is left out");
         assert_eq!(with("description", "ours".into()), Ok(vec![]), "the operator's own");
         let extra = json!(["orders.>", "cb.>"]);
         assert_eq!(with("subjects", extra), Ok(vec![]), "more subjects are the operator's choice");
         let changed = with("subjects", json!(["cb.workflows.*.definition"])).unwrap();
         assert_eq!(changed[0].1.as_array().unwrap().len(), STREAM_SUBJECTS.len());
+        // What is wrong does not keep what can be set right from it.
+        let mut both = there.clone();
+        (both["max_age"], both["storage"]) = (5.into(), "memory".into());
+        let Differences { changes, wrong } = compare(&both, &wanted);
+        assert_eq!(changes, [("max_age".to_owned(), 0.into())]);
+        assert!(wrong.unwrap().contains("storage"));
+        assert_eq!(with("max_consumers", 7.into()).unwrap().len(), 1);
         assert_eq!(with("max_age", 5.into()), Ok(vec![("max_age".to_owned(), 0.into())]));
         for (field, value) in [
             ("retention", json!("interest")),

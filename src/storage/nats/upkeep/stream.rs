@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
-use super::settings::{compare, keep_limits, wanted};
+use super::settings::{Differences, compare, keep_limits, wanted};
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, ask, code};
 use crate::storage::nats::wire::link::{Link, LinkError};
@@ -45,7 +45,10 @@ pub async fn open(
     let wanted = wanted(config, options);
     match ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await {
         Ok(info) => {
-            let mut changes = compare(&info["config"], &wanted).map_err(OpenError::Refused)?;
+            let Differences { mut changes, wrong } = compare(&info["config"], &wanted);
+            if let Some(wrong) = wrong {
+                return Err(OpenError::Refused(wrong));
+            }
             let lower = options.lower_limits;
             let kept = keep_limits(&mut changes, &info, lower).map_err(OpenError::Refused)?;
             for kept in kept {
@@ -67,9 +70,10 @@ pub async fn open(
 #[derive(Debug)]
 pub struct Looked {
     pub state: StreamState,
-    /// Its `max_age` was set to something, in nanoseconds: what was older than that is gone, also
-    /// tokens that could still move.
-    pub aged: Option<u64>,
+    /// What somebody's changes of its settings may have cost.
+    pub lost: Vec<String>,
+    /// What cannot be set right.
+    pub wrong: Option<String>,
 }
 
 /// Looks at the stream of an open store, and sets right what somebody has changed in it. A stream that
@@ -84,7 +88,7 @@ pub async fn look(
         Ok(info) => info,
         Err(error) if error.is(code::STREAM_NOT_FOUND) && options.recreate_stream => {
             let state = create(link, &wanted).await?;
-            return Ok(Looked { state, aged: None });
+            return Ok(Looked { state, lost: Vec::new(), wrong: None });
         }
         Err(error) if error.is(code::STREAM_NOT_FOUND) => {
             return Err(OpenError::Refused(format!(
@@ -100,15 +104,36 @@ pub async fn look(
             return Err(error.into());
         }
     };
-    let mut changes = compare(&info["config"], &wanted).map_err(OpenError::Refused)?;
+    let Differences { mut changes, wrong } = compare(&info["config"], &wanted);
     keep_limits(&mut changes, &info, false).map_err(OpenError::Refused)?;
-    let aged = info["config"]["max_age"].as_u64().filter(|age| *age > 0);
-    if changes.is_empty() {
-        return Ok(Looked { state: StreamState::read(&info), aged });
+    let lost = losses(&info["config"], &changes);
+    let mut state = StreamState::read(&info);
+    if !changes.is_empty() {
+        let fields: Vec<_> = changes.iter().map(|(field, _)| field.as_str()).collect();
+        warn!(fields = fields.join(", "), "somebody has changed stream {STREAM}; it is set right");
+        match update(link, info, changes).await {
+            Ok(changed) => state = changed,
+            // What cannot be changed back is told first.
+            Err(error) if wrong.is_none() => return Err(error),
+            Err(_) => {}
+        }
     }
-    let fields: Vec<_> = changes.iter().map(|(field, _)| field.as_str()).collect();
-    warn!(fields = fields.join(", "), "somebody has changed stream {STREAM}; it is set right");
-    Ok(Looked { state: update(link, info, changes).await?, aged })
+    Ok(Looked { state, lost, wrong })
+}
+
+/// What changed settings may have cost.
+fn losses(found: &Value, changes: &[(String, Value)]) -> Vec<String> {
+    let changed = |field: &str| changes.iter().any(|(there, _)| there == field);
+    let mut lost = Vec::new();
+    if changed("max_age") {
+        let seconds = found["max_age"].as_f64().unwrap_or(0.0) / 1e9;
+        lost.push(format!("somebody had set max_age of the stream to {seconds} s; it is set right, but what was older then is gone, also tokens and definitions"));
+    }
+    if changed("max_msgs_per_subject") {
+        let most = &found["max_msgs_per_subject"];
+        lost.push(format!("somebody had set max_msgs_per_subject of the stream to {most}; it is set right, but all but the newest {most} events of each workflow are gone"));
+    }
+    lost
 }
 
 /// A sequence that no stream reaches.
@@ -129,8 +154,8 @@ pub async fn probe(link: &Link) -> Result<(), OpenError> {
                     "stream {STREAM} takes what it must refuse"
                 )));
             }
-            Err(error)
-                if error.is(code::WRONG_LAST_SEQUENCE) || error.is(code::WRITE_UNDER_WAY) => {}
+            // Whatever the reason is, it was not the permission.
+            Err(ApiError::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -30,6 +30,9 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The least time between two log lines that say that looks fail.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
 
+/// Losses that health tells at once.
+const LOSSES_MAX: usize = 8;
+
 /// Ids of two tokens that are named at once.
 const DOUBLE_IDS_MAX: usize = 8;
 
@@ -73,8 +76,11 @@ pub struct Notices {
 
 #[derive(Debug, Default)]
 struct Told {
-    aged: Option<String>,
+    /// What changes of the stream's settings may have cost.
+    lost: Vec<String>,
     double_ids: Option<String>,
+    /// Why the last look at the stream has failed, if it has.
+    unlooked: Option<String>,
 }
 
 impl Notices {
@@ -82,10 +88,15 @@ impl Notices {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of them.
+    /// Why the stream could not be looked at last; nothing is written before that.
+    pub fn unlooked(&self) -> Option<String> {
+        self.told().unlooked.clone()
+    }
+
+    /// All others.
     pub fn all(&self) -> Vec<String> {
         let told = self.told();
-        told.aged.iter().chain(&told.double_ids).cloned().collect()
+        told.lost.iter().chain(&told.double_ids).cloned().collect()
     }
 }
 
@@ -124,7 +135,7 @@ struct Memory {
 
 impl Supervisor {
     pub async fn run(self) {
-        let mut keeper = Keeper::new(self.config.default_max_age);
+        let mut keeper = Keeper::new(self.config.default_max_age, Arc::clone(&self.life));
         if !self.open(&mut keeper).await {
             return;
         }
@@ -178,6 +189,7 @@ impl Supervisor {
         });
         match outcome {
             Ok(()) => {
+                self.notices.told().unlooked = None;
                 memory.told_at = None;
                 self.stand(Standing::Open);
                 self.settled.send_replace(Some(disturbances));
@@ -188,6 +200,7 @@ impl Supervisor {
                 false
             }
             Err(OpenError::NotNow(reason)) => {
+                self.notices.told().unlooked = Some(reason.clone());
                 if memory.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
                     warn!(reason, "the stream cannot be looked at");
                     memory.told_at = Some(Instant::now());
@@ -213,13 +226,15 @@ impl Supervisor {
         let acknowledged = self.reader.acknowledged();
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
-        if let Some(nanoseconds) = looked.aged {
-            let seconds = Duration::from_nanos(nanoseconds).as_secs_f64();
-            let text = format!(
-                "somebody had set max_age of the stream to {seconds} s; it is set right, but what was older then is gone, also tokens and definitions"
-            );
+        for text in looked.lost {
             error!("{text}");
-            self.notices.told().aged = Some(text);
+            let mut told = self.notices.told();
+            if !told.lost.contains(&text) && told.lost.len() < LOSSES_MAX {
+                told.lost.push(text);
+            }
+        }
+        if let Some(wrong) = looked.wrong {
+            return Err(OpenError::Refused(wrong));
         }
         stream::probe(&self.link).await?;
         let suspected = self.life.take_suspicion();
@@ -255,7 +270,7 @@ impl Supervisor {
         let ids: Vec<_> = ids.collect();
         self.notices.told().double_ids = (!ids.is_empty()).then(|| {
             format!(
-                "two tokens of an older store have the same id, and a read by id alone answers the older one: {}{}; where one of them is gone, purge the id's subject {ALL_DOUBLE_IDS}",
+                "two tokens of an older store have the same id, and a read by id alone answers one of them, mostly the older: {}{}; where one of them is gone, purge the id's subject {ALL_DOUBLE_IDS}",
                 ids.join(", "),
                 if found.more { " and others" } else { "" }
             )

@@ -18,6 +18,7 @@ const LONG_ANSWER_WAIT: Duration = Duration::from_secs(8);
 
 /// Error codes of nats-server (`server/errors.json` there).
 pub mod code {
+    pub const ACCOUNT_LIMIT: u64 = 10_002;
     pub const INSUFFICIENT_RESOURCES: u64 = 10_023;
     pub const NO_MESSAGE: u64 = 10_037;
     pub const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;

@@ -28,6 +28,9 @@ const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// without an answer the connection counts as lost.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Pause before the connection is made anew because answers may not arrive on it.
+const DEAF_PAUSE: Duration = Duration::from_secs(1);
+
 /// Commands that wait for the task that writes to the connection.
 const COMMANDS_MAX: usize = 4_096;
 
@@ -40,6 +43,7 @@ pub struct Link {
     waiters: Arc<Waiters>,
     changes: watch::Receiver<u64>,
     dispatcher: JoinHandle<()>,
+    healer: JoinHandle<()>,
 }
 
 impl Link {
@@ -73,8 +77,19 @@ impl Link {
                 shared.deliver(subject.get(prefix..).unwrap_or_default(), message);
             }
         });
+        let (deaf, again) = (Arc::clone(&waiters), client.clone());
+        let healer = tokio::spawn(async move {
+            loop {
+                deaf.deaf().await;
+                tokio::time::sleep(DEAF_PAUSE).await;
+                // A subscription that was refused stays so; a new connection asks again.
+                if let Err(error) = again.force_reconnect().await {
+                    tracing::debug!(%error, "the connection could not be made anew");
+                }
+            }
+        });
         let tls = urls.contains("tls://") || options.tls_ca_file.is_some();
-        Ok(Self { client, urls, tls, inbox, waiters, changes, dispatcher })
+        Ok(Self { client, urls, tls, inbox, waiters, changes, dispatcher, healer })
     }
 
     /// The servers, as messages may show them.
@@ -239,6 +254,7 @@ impl Link {
         // It may be gone; what was accepted has had its answer.
         drop(timeout(CONNECT_WAIT_MAX, self.client.drain()).await);
         self.dispatcher.abort();
+        self.healer.abort();
         self.waiters.close();
     }
 }
@@ -246,6 +262,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.dispatcher.abort();
+        self.healer.abort();
     }
 }
 

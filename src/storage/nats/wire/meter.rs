@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use crate::storage::StorageError;
 
+/// How long nothing can be written before health says so.
+const TROUBLE_MIN: Duration = Duration::from_secs(3);
+
 /// Counts what health and figures tell.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -15,6 +18,8 @@ pub struct Meter {
     failed: AtomicU64,
     lag_micros: AtomicU64,
     mended: AtomicU64,
+    /// Since when nats-server has refused everything for a reason of its own, and that.
+    trouble: Mutex<Option<(Instant, String)>>,
     disconnected: Mutex<Option<Instant>>,
 }
 
@@ -37,6 +42,27 @@ impl Meter {
 
     pub fn record_mended(&self) {
         self.mended.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that nats-server has refused a batch for a reason of its own.
+    pub fn record_trouble(&self, reason: &str) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *trouble {
+            Some((_, there)) => reason.clone_into(there),
+            None => *trouble = Some((Instant::now(), reason.to_owned())),
+        }
+    }
+
+    /// Notes that it takes batches.
+    pub fn end_trouble(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Why nothing could be written for some seconds, if that is so.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting = trouble.as_ref().filter(|(since, _)| since.elapsed() >= TROUBLE_MIN);
+        lasting.map(|(_, reason)| reason.clone())
     }
 
     /// Changes that nats-server had cut off and that were mended here.

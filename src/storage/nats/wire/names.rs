@@ -63,6 +63,8 @@ pub mod header {
     pub const PREVIOUS: &str = "Cb-Previous";
     /// Ours, of a token that was created with this message: who asked for it, or nothing.
     pub const CREATED_BY: &str = "Cb-Created-By";
+    /// Ours, of a token or a definition: for how many seconds its event was to be kept.
+    pub const AGE: &str = "Cb-Age";
     /// Ours, of a departure: the place that the token went to.
     pub const MOVED_TO: &str = "Cb-Moved-To";
     /// Ours, of an event that a repair has written: where it should have stood.
@@ -100,6 +102,11 @@ pub fn repair(event: Uuid) -> String {
 /// This server's own record, by which it sees whether the store is still the one that it knew.
 pub fn server(server: Uuid) -> String {
     format!("cb.store.servers.{server}")
+}
+
+/// Whether a subject is that of a server's own record.
+pub fn is_server(subject: &str) -> bool {
+    subject.starts_with("cb.store.servers.")
 }
 
 /// That two tokens of an older store have the same id.

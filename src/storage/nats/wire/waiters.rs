@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 /// How long a permission that was missing counts as missing: then it is tried again.
@@ -49,6 +49,8 @@ pub struct Waiters {
     unanswered: AtomicU64,
     /// How often something happened that may hide a restart of nats-server.
     disturbances: watch::Sender<u64>,
+    /// Tells that answers do not arrive on this connection.
+    deaf: Notify,
     /// What nats-server does not let the account do, as it said a moment ago.
     denied: Mutex<Vec<(Denied, Instant)>>,
     /// What the server said last that was not an answer, such as a refused permission.
@@ -126,6 +128,11 @@ impl Waiters {
         &self.disturbances
     }
 
+    /// Waits until it is clear that no answer can arrive on this connection; for one waiter.
+    pub async fn deaf(&self) {
+        self.deaf.notified().await;
+    }
+
     /// The connection stands.
     pub fn connected(&self) {
         *self.complaint() = None;
@@ -190,7 +197,10 @@ impl Waiters {
                 self.replies().retain(|_, waiter| waiter.subject != subject)
             }
             // The one subscription that must work is that of all answers.
-            Denied::Subscribe(_) => self.replies().clear(),
+            Denied::Subscribe(_) => {
+                self.replies().clear();
+                self.deaf.notify_one();
+            }
         }
     }
 

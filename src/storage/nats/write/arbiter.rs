@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
 use super::claim::{self, Outcome};
 use super::commit::{Kind, Target};
 use super::find::{self, Found};
 use super::mend::Mender;
-use super::pending::{Pending, answer, expire_or_keep};
+use super::pending::{Pending, answer, expire_or_keep, no_room_for};
 use super::pieces::{Verdict, judge};
 use crate::domain::workflow_hash;
 use crate::storage::StorageError;
@@ -24,6 +24,16 @@ const ASKED_AT_ONCE: usize = 32;
 
 /// Time for all of them; they take a fraction of a millisecond each.
 const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What a message stands in the way of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This change of the group.
+    Change(usize),
+    /// This server's own record, which is the first message of each batch.
+    Anchor,
+    Unknown,
+}
 
 /// Answers changes that have won or lost, by what the stream shows.
 pub struct Arbiter {
@@ -113,16 +123,91 @@ impl Arbiter {
         worth
     }
 
-    /// Which change of a group a message stands in the way of.
-    pub async fn whose(&self, group: &[Pending], told: u64) -> Option<usize> {
-        let message = self.mender.reader.at(told).await.ok()??;
-        let mut group = group.iter();
-        match (names::parse_token(&message.subject), names::parse_pointer(&message.subject)) {
-            (Some((_, _, token)), _) | (None, Some(token)) => {
-                group.position(|pending| pending.commit.target == Target::Token(token))
-            }
-            (None, None) => group.position(|pending| pending.commit.expects(&message.subject)),
+    /// What a message stands in the way of.
+    pub async fn whose(&self, group: &[Pending], told: u64) -> Whose {
+        let Ok(Some(message)) = self.mender.reader.at(told).await else { return Whose::Unknown };
+        if names::is_server(&message.subject) {
+            return Whose::Anchor;
         }
+        let mut group = group.iter();
+        let place =
+            match (names::parse_token(&message.subject), names::parse_pointer(&message.subject)) {
+                (Some((_, _, token)), _) | (None, Some(token)) => {
+                    group.position(|pending| pending.commit.target == Target::Token(token))
+                }
+                (None, None) => group.position(|pending| pending.commit.expects(&message.subject)),
+            };
+        place.map_or(Whose::Unknown, Whose::Change)
+    }
+
+    /// Looks afresh at each change of a group, answers those that have lost, and gives the others. After
+    /// more than one refusal several have lost, and one refusal each would hold up everyone else.
+    pub async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let sifted = stream::iter(group).map(|pending| self.lost(pending).boxed());
+        let kept: Vec<_> = sifted.buffered(ASKED_AT_ONCE).collect().await;
+        kept.into_iter().flatten().collect()
+    }
+
+    /// After a refusal that may have come once something was stored: answers what is there, and gives
+    /// the rest. Nothing of it is under way any more, so what is not there is not done.
+    pub async fn settle_refused(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let before: Vec<_> = group.iter().map(|pending| pending.maybe_done).collect();
+        let commits: Vec<_> = group.iter().map(|pending| &pending.commit).collect();
+        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
+        let mut rest = Vec::with_capacity(group.len());
+        for (mut pending, before) in group.into_iter().zip(before) {
+            match found.next() {
+                Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
+                Some(Found::Absent) => {
+                    pending.maybe_done = before;
+                    rest.push(pending);
+                }
+                Some(Found::Unclear(reason)) => {
+                    answer(pending, Err(StorageError::OutcomeUnknown { reason }));
+                }
+                // It cannot be looked for now.
+                None => {
+                    pending.maybe_done = true;
+                    rest.push(pending);
+                }
+            }
+        }
+        rest
+    }
+
+    /// Answers creations for which there is no room: what is there already is told as that.
+    pub async fn refuse_for_room(&self, group: Vec<Pending>, reason: String) {
+        let reason = &reason;
+        let refused = stream::iter(group).map(|pending| async move {
+            let taken = self.is_taken(&pending).await;
+            if taken && !pending.maybe_done {
+                let lost = pending.commit.lost();
+                answer(pending, Err(lost));
+            } else {
+                no_room_for(pending, Some(reason.clone()));
+            }
+        });
+        refused.boxed().buffer_unordered(ASKED_AT_ONCE).collect::<()>().await;
+    }
+
+    /// Whether what a creation is for is there, as far as that can be seen now.
+    async fn is_taken(&self, pending: &Pending) -> bool {
+        let Mender { reader, index, .. } = &self.mender;
+        let until = Instant::now() + ASK_WAIT_MAX;
+        let look = async {
+            match (&pending.commit.target, &pending.commit.kind) {
+                (Target::Token(id), Kind::CreateToken { workflow }) => {
+                    let outcome = claim::look(reader, index, *id, workflow).await;
+                    outcome.is_ok_and(|outcome| outcome == Outcome::Taken)
+                }
+                (Target::Workflow(workflow), _) => {
+                    let there = reader.last(&names::definition(workflow)).await;
+                    there.is_ok_and(|there| there.is_some())
+                }
+                (Target::Token(_), _) => false,
+            }
+        };
+        timeout_at(until, look).await.unwrap_or(false)
     }
 
     /// A change that nats-server has refused, as another one came before: unless that was an earlier

@@ -72,6 +72,12 @@ fn answered(answer: Result<async_nats::Message, LinkError>, count: u64) -> Resul
         }
         Err(error) => return Err(BatchError::Unknown(error.to_string())),
     };
+    // An acknowledgement of fewer messages is none of this batch.
+    if acknowledged["count"].as_u64().is_some_and(|stored| stored != count) {
+        return Err(BatchError::Unknown(format!(
+            "it answered {acknowledged}, of {count} messages"
+        )));
+    }
     let sequence = acknowledged["seq"].as_u64().filter(|sequence| *sequence >= count);
     sequence.ok_or_else(|| BatchError::Unknown(format!("it answered {acknowledged}")))
 }

@@ -61,6 +61,8 @@ pub struct Commit {
     /// before it; of a move, once that is known.
     newest: Option<u64>,
     earlier: Vec<Uuid>,
+    /// The stream must end here when it is committed, which then is alone in its batch.
+    pub end: Option<u64>,
 }
 
 impl Commit {
@@ -76,6 +78,7 @@ impl Commit {
         let event_id = Uuid::new_v4();
         let state = Outgoing::new(subject, outgoing::definition_payload(definition)?)
             .with(header::EVENTS, event_id)
+            .with(header::AGE, age.as_secs().max(1))
             .with(header::EXPECTED_LAST_SUBJECT_SEQUENCE, 0);
         let event = event_message(event, event_id, None, age)?;
         let mut messages = Vec::with_capacity(3);
@@ -94,6 +97,7 @@ impl Commit {
             version: 0,
             newest: None,
             earlier: Vec::new(),
+            end: None,
         })
     }
 
@@ -138,12 +142,7 @@ impl Commit {
                 _ => {}
             }
         }
-        if let Some((_, first)) = self.messages.first_mut() {
-            match claim.end {
-                Some(end) => first.set(header::EXPECTED_LAST_SEQUENCE, end),
-                None => first.unset(header::EXPECTED_LAST_SEQUENCE),
-            }
-        }
+        self.end = claim.end;
     }
 
     /// A move, decided on the token's message `expected`; the token has a `pointer` or none. Before it is sent, it must be told what it
@@ -252,8 +251,8 @@ impl Commit {
             messages.push((piece, message));
         }
         let (target, version) = (Target::Token(token.id), token.version);
-        let (newest, earlier) = (None, Vec::new());
-        Ok(Self { target, kind, messages, event_id, version, newest, earlier })
+        let (newest, earlier, end) = (None, Vec::new(), None);
+        Ok(Self { target, kind, messages, event_id, version, newest, earlier, end })
     }
 
     /// The message that holds the token or the definition.
@@ -392,7 +391,8 @@ fn token_message(
 ) -> Result<Outgoing, StorageError> {
     let token = &change.token;
     let subject = names::token(&token.workflow_id, &token.place, token.id);
-    let mut message = Outgoing::new(subject, outgoing::token_payload(token)?);
+    let mut message = Outgoing::new(subject, outgoing::token_payload(token)?)
+        .with(header::AGE, age.as_secs().max(1));
     if change.from_place() == Some(&token.place) {
         message.set(header::ROLLUP, "sub");
     }

@@ -8,11 +8,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use super::arbiter::Arbiter;
+use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
 use super::gather::Gathered;
 use super::mend::Mender;
+use super::outgoing::Outgoing;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for, not_done, tried};
 use super::refusal::{Plan, Refusal};
 use super::turns::{Turn, Turns};
@@ -24,6 +25,7 @@ use crate::storage::nats::upkeep::room::Allowance;
 use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
+use crate::storage::nats::wire::names::header;
 use crate::storage::{Sequence, StorageError};
 
 /// Changes of things that the batch under way changes, too, kept for the next one.
@@ -58,6 +60,9 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long it waits for the look at what store it is.
 const SETTLE_WAIT: Duration = Duration::from_millis(200);
+
+/// Refusals of one batch after which each of its changes is looked at.
+const REFUSALS_MAX: usize = 1;
 
 /// The most time for one look, and the least between two log lines that say that looks fail.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -287,14 +292,23 @@ impl Committer {
         let creates = batch.iter().any(|pending| pending.commit.creates());
         match self.retention.before_batch(messages, bytes, creates).await {
             None => batch,
-            Some(room) => refuse_creations(batch, room),
+            Some(room) => self.refuse_creations(batch, room).await,
         }
+    }
+
+    /// Answers the creations of a batch for which there is no room, in their order; gives the rest.
+    async fn refuse_creations(&self, batch: Vec<Pending>, room: Allowance) -> Vec<Pending> {
+        let reason = room.reason.clone();
+        let (rest, refused) = fitting(batch, room);
+        self.arbiter.refuse_for_room(refused, reason).await;
+        rest
     }
 
     /// Tries a batch, in parts where parts of it cannot be committed, until each change is answered
     /// or put back for another try.
     async fn settle(&mut self, batch: Vec<Pending>) {
         let mut groups = Groups::from([batch]);
+        let mut refusals = 0;
         while let Some(group) = groups.pop_front() {
             let group = self.unless_broken(group);
             if group.is_empty() {
@@ -306,6 +320,8 @@ impl Committer {
                 self.put_back(in_time.collect(), RETRY_PAUSE);
                 continue;
             }
+            let group = self.of_this_life(group);
+            let group = one_alone(group, &mut groups);
             let group = self.arbiter.worth_trying(group).await;
             let (group, unclear) = self.arbiter.rely(group).await;
             self.put_back(unclear, RETRY_PAUSE);
@@ -329,10 +345,28 @@ impl Committer {
                     self.put_back(tried(group, &reason, false), RETRY_PAUSE);
                 }
                 Err(BatchError::Refused(refusal)) => {
-                    self.refused(group, refusal, &mut groups).await;
+                    refusals += 1;
+                    self.refused(group, refusal, refusals, &mut groups).await;
                 }
             }
         }
+    }
+
+    /// Answers what was decided on a store that is no more.
+    fn of_this_life(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let life = self.life.number();
+        let (kept, others): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|pending| pending.life == life);
+        for pending in others {
+            if pending.commit.creates() || pending.maybe_done {
+                let reason = "the store went back in time or was made anew while this was written";
+                not_done(pending, reason.to_owned());
+            } else {
+                let lost = pending.commit.lost();
+                answer(pending, Err(lost));
+            }
+        }
+        kept
     }
 
     /// Answers what cannot be written until a person has put something right.
@@ -359,30 +393,75 @@ impl Committer {
     async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
         let connected = self.link.connected(Instant::now() + CONNECT_WAIT).await;
         connected.map_err(|error| BatchError::NotDone(error.to_string()))?;
-        let messages: Vec<_> =
-            group.iter().flat_map(|pending| &pending.commit.messages).map(|(_, m)| m).collect();
-        batch::send(&self.link, messages.into_iter()).await
+        // Nobody else writes it meanwhile.
+        let mut anchor = self.life.anchor().await;
+        let next = anchor.next();
+        let mut first = Outgoing::new(next.subject.clone(), next.payload.clone());
+        for (name, value) in &next.headers {
+            first.set(name, value);
+        }
+        if let Some(end) = group.iter().find_map(|pending| pending.commit.end) {
+            first.set(header::EXPECTED_LAST_SEQUENCE, end);
+        }
+        let changes = group.iter().flat_map(|pending| &pending.commit.messages);
+        let messages: Vec<_> = std::iter::once(&first).chain(changes.map(|(_, m)| m)).collect();
+        let count = messages.len() as u64;
+        let outcome = batch::send(&self.link, messages.into_iter()).await;
+        match &outcome {
+            Ok(last) => anchor.done(&next, last + 1 - count),
+            Err(BatchError::Refused(_) | BatchError::NotDone(_)) => anchor.refused(&next),
+            Err(BatchError::Unknown(_)) => {}
+        }
+        outcome
     }
 
-    async fn refused(&mut self, mut group: Vec<Pending>, refusal: Refusal, groups: &mut Groups) {
+    /// `refusals` is how many there were of this batch and its parts.
+    async fn refused(
+        &mut self,
+        mut group: Vec<Pending>,
+        refusal: Refusal,
+        refusals: usize,
+        groups: &mut Groups,
+    ) {
         debug!(?refusal, changes = group.len(), "nats-server has refused a batch");
         for pending in &mut group {
             pending.refusals += 1;
         }
         let told = refusal.told();
-        let culprit =
-            if group.len() > 1 && told > 0 { self.arbiter.whose(&group, told).await } else { None };
+        let whose = if told > 0 { self.arbiter.whose(&group, told).await } else { Whose::Unknown };
+        let culprit = match whose {
+            Whose::Change(place) => Some(place),
+            Whose::Unknown => None,
+            Whose::Anchor => {
+                // It is not the one that was written last: whoever looks says which store this is.
+                self.life.want_look();
+                self.put_back(tried(group, &refusal.description, false), RETRY_PAUSE);
+                return;
+            }
+        };
+        if told == 0 {
+            self.life.want_look();
+        }
         let often = group.iter().map(|pending| pending.refusals).max().unwrap_or(0);
         let plan = refusal.plan(group.len(), often, culprit);
+        if !refusal.is_whole() {
+            group = self.arbiter.settle_refused(group).await;
+        }
         let reason = format!("{} (error code {})", refusal.description, refusal.err_code);
         match plan {
             Plan::Culprit(place) => {
                 // Its sequence says which one it is, so the others need not suffer for it.
                 let mut culprit = group.remove(place);
                 culprit.told = told;
+                if refusals > REFUSALS_MAX {
+                    group = self.arbiter.sift(group).await;
+                }
                 groups.push_front(group);
                 let again = self.arbiter.lost(culprit).await;
                 self.put_back(again.into_iter().collect(), Duration::ZERO);
+            }
+            Plan::Halves if refusals > REFUSALS_MAX => {
+                split(self.arbiter.sift(group).await, groups);
             }
             Plan::Halves => split(group, groups),
             Plan::Judge => {
@@ -396,6 +475,7 @@ impl Committer {
             Plan::Busy => self.put_back(tried(group, &reason, false), BUSY_PAUSE),
             Plan::NoRoom => self.no_room(tried(group, &reason, false), groups).await,
             Plan::LookAndRetry => {
+                self.meter.record_trouble(&reason);
                 self.life.want_look();
                 self.put_back(tried(group, &reason, false), RETRY_PAUSE);
             }
@@ -410,7 +490,8 @@ impl Committer {
         }
         self.retention.make_room(group.iter().any(|pending| pending.commit.creates())).await;
         if let Some(reason) = self.retention.full() {
-            group = refuse_creations(group, Allowance { messages: 0, bytes: 0, reason });
+            let none = Allowance { messages: 0, bytes: 0, reason };
+            group = self.refuse_creations(group, none).await;
         }
         if group.len() > 1 {
             // A batch needs room for all of its messages at once; smaller ones may fit.
@@ -431,6 +512,7 @@ impl Committer {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
         self.reader.record_acknowledged(last);
+        self.meter.end_trouble();
         if self.whole.0 == self.life.number() {
             self.whole.1 = self.whole.1.max(last);
         }
@@ -460,15 +542,30 @@ enum Work {
     Look,
 }
 
+/// Takes those out of a group that must find the stream's end as it was, each for a batch of its own.
+fn one_alone(group: Vec<Pending>, groups: &mut Groups) -> Vec<Pending> {
+    if group.len() <= 1 || group.iter().all(|pending| pending.commit.end.is_none()) {
+        return group;
+    }
+    let (mut alone, rest): (Vec<_>, Vec<_>) =
+        group.into_iter().partition(|pending| pending.commit.end.is_some());
+    if !rest.is_empty() {
+        groups.push_front(rest);
+    }
+    let first = alone.pop();
+    alone.into_iter().for_each(|pending| groups.push_front(vec![pending]));
+    first.into_iter().collect()
+}
+
 fn split(mut group: Vec<Pending>, groups: &mut Groups) {
     let second = group.split_off(group.len() / 2);
     groups.push_front(second);
     groups.push_front(group);
 }
 
-/// Answers the creations of a batch for which there is no room, in their order; gives the rest.
-fn refuse_creations(batch: Vec<Pending>, mut room: Allowance) -> Vec<Pending> {
-    let mut rest = Vec::with_capacity(batch.len());
+/// Parts the changes of a batch that fit from the creations for which there is no room, in their order.
+fn fitting(batch: Vec<Pending>, mut room: Allowance) -> (Vec<Pending>, Vec<Pending>) {
+    let (mut rest, mut refused) = (Vec::with_capacity(batch.len()), Vec::new());
     for pending in batch {
         let (messages, bytes) = (pending.commit.messages.len() as u64, pending.bytes as u64);
         if !pending.commit.creates() {
@@ -478,8 +575,8 @@ fn refuse_creations(batch: Vec<Pending>, mut room: Allowance) -> Vec<Pending> {
             room.bytes -= bytes;
             rest.push(pending);
         } else {
-            no_room_for(pending, Some(room.reason.clone()));
+            refused.push(pending);
         }
     }
-    rest
+    (rest, refused)
 }

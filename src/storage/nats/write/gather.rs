@@ -6,6 +6,9 @@ use super::batch::BATCH_MESSAGES_MAX;
 use super::commit::Target;
 use super::pending::Pending;
 
+/// Messages of the changes of a batch; this server's own record is the first.
+const MESSAGES_MAX: usize = BATCH_MESSAGES_MAX - 1;
+
 /// Bytes of a batch; a single change may be larger.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -20,13 +23,13 @@ pub struct Gathered {
 
 impl Gathered {
     pub fn has_room(&self) -> bool {
-        self.messages < BATCH_MESSAGES_MAX && self.bytes < BATCH_BYTES_MAX
+        self.messages < MESSAGES_MAX && self.bytes < BATCH_BYTES_MAX
     }
 
     pub fn fits(&self, pending: &Pending) -> bool {
         self.batch.is_empty()
             || (!self.targets.contains(&pending.commit.target)
-                && self.messages + pending.commit.messages.len() <= BATCH_MESSAGES_MAX
+                && self.messages + pending.commit.messages.len() <= MESSAGES_MAX
                 && self.bytes + pending.bytes <= BATCH_BYTES_MAX)
     }
 

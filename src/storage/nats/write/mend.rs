@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -27,7 +28,7 @@ use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::wire::names::{self, ALL_EVENTS, header};
+use crate::storage::nats::wire::names::{self, ALL_EVENTS, PURGED, header};
 
 /// How often it looks anew where others mend or move the same token at the same time.
 const ROUNDS_MAX: usize = 8;
@@ -165,8 +166,7 @@ impl Mender {
         let there = |n: u64, completion: bool| async move {
             match self.reader.at(state.sequence + n).await? {
                 Some(event) => chain::is_event_of(&event, token, version, completion),
-                // What was there has aged or was removed. What never was, nothing can have removed.
-                None => Ok(state.sequence + n <= last),
+                None => self.was_removed(state, state.sequence + n, last).await,
             }
         };
         let event = there(1, false).await? || self.was_told(commit.event_id).await?;
@@ -188,6 +188,26 @@ impl Mender {
             }
         };
         Ok(shape.mending(Presence { event, completion, pointer_ages, left }))
+    }
+
+    /// Whether an event at this sequence, which is not there, can have been there: events go with age,
+    /// and to make room. Anything else may have stood there that has gone since.
+    async fn was_removed(
+        &self,
+        state: &Stored,
+        sequence: u64,
+        last: u64,
+    ) -> Result<bool, StorageError> {
+        if sequence > last {
+            return Ok(false);
+        }
+        let age = (Utc::now() - state.time).to_std().unwrap_or_default();
+        let kept = state.marks.age.map_or(self.age, Duration::from_secs);
+        if age >= kept {
+            return Ok(true);
+        }
+        let purged = self.reader.last(PURGED).await?.and_then(|stored| stored.purged());
+        Ok(purged.is_some_and(|purged| purged >= sequence))
     }
 
     /// Whether a repair has written this event.
@@ -273,7 +293,7 @@ impl Mender {
                 event.kind == EventKind::WorkflowCreated && event.workflow_id == definition.id
             }
             Some(_) => false,
-            None => found.sequence < last,
+            None => self.was_removed(found, found.sequence + 1, last).await?,
         };
         let Some(event_id) = found.event_id().filter(|_| !there) else { return Ok(None) };
         if self.was_told(event_id).await? {

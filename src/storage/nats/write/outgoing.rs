@@ -34,22 +34,6 @@ impl Outgoing {
         self.headers.insert(name, value.to_string().as_str());
     }
 
-    /// Takes a header out.
-    pub fn unset(&mut self, name: &'static str) {
-        if self.headers.get(name).is_none() {
-            return;
-        }
-        // The client's map cannot let go of one.
-        let mut headers = HeaderMap::new();
-        for (there, values) in self.headers.iter() {
-            let there: &str = there.as_ref();
-            if let (true, Some(value)) = (there != name, values.first()) {
-                headers.insert(there, value.as_str());
-            }
-        }
-        self.headers = headers;
-    }
-
     /// Bytes on the wire, about: what the batch adds is within the allowance.
     pub fn bytes(&self) -> usize {
         const HEADERS: usize = 384;

@@ -12,6 +12,8 @@ pub struct Pending {
     pub bytes: usize,
     /// When it was handed over.
     pub accepted: Instant,
+    /// The life of the store in which it was handed over.
+    pub life: u64,
     /// After this it is not begun any more.
     pub deadline: Instant,
     /// Whether a try of it may have been stored, or may yet be.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::commit::Commit;
 use super::pending::Pending;
+use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::unavailable;
 use crate::storage::nats::wire::link::{self, Link};
 use crate::storage::nats::wire::meter::Meter;
@@ -29,6 +30,7 @@ const WRITES_MAX: usize = 4_096;
 /// Where writes wait for the committer: so many, and so many bytes of them.
 pub struct Queue {
     link: Arc<Link>,
+    life: Arc<Life>,
     meter: Arc<Meter>,
     bytes_max: usize,
     /// Bytes that writes may still take while they wait.
@@ -41,13 +43,14 @@ impl Queue {
     /// A queue for `bytes_max` bytes, and its end for the committer.
     pub fn new(
         link: Arc<Link>,
+        life: Arc<Life>,
         meter: Arc<Meter>,
         bytes_max: usize,
     ) -> (Self, mpsc::Receiver<Pending>) {
         let (sender, waiting) = mpsc::channel(WRITES_MAX);
         let (bytes_max, sender) = (bytes_max.max(1), Mutex::new(Some(sender)));
         let room = Arc::new(Semaphore::new(bytes_max));
-        (Self { link, meter, bytes_max, room, sender }, waiting)
+        (Self { link, life, meter, bytes_max, room, sender }, waiting)
     }
 
     fn sender(&self) -> Option<mpsc::Sender<Pending>> {
@@ -83,6 +86,7 @@ impl Queue {
         deadline: Instant,
     ) -> Result<Sequence, StorageError> {
         self.fits(&commit)?;
+        let life = self.life.number();
         let connect_by = deadline.min(Instant::now() + link::CONNECT_WAIT_MAX);
         self.link.connected(connect_by).await.map_err(unavailable)?;
         let bytes = commit.bytes();
@@ -97,6 +101,7 @@ impl Queue {
             commit,
             bytes,
             accepted: Instant::now(),
+            life,
             deadline,
             maybe_done: false,
             reason: String::new(),

@@ -56,7 +56,19 @@ impl Refusal {
             code::WRONG_LAST_SEQUENCE => Plan::Judge,
             code::WRITE_UNDER_WAY => Plan::Busy,
             code::STORE_FAILED => Plan::NoRoom,
+            code::INSUFFICIENT_RESOURCES | code::ACCOUNT_LIMIT => Plan::NoRoom,
+            _ if self.description.contains("no space left") => Plan::NoRoom,
             _ => Plan::LookAndRetry,
+        }
+    }
+
+    /// Whether it is sure that nothing of the batch is stored: nats-server refuses these before it
+    /// begins to store. Of others 2.14.4 can have stored the first messages.
+    pub fn is_whole(&self) -> bool {
+        match self.err_code {
+            code::WRONG_LAST_SEQUENCE | code::WRITE_UNDER_WAY | code::BATCH_TOO_LARGE => true,
+            code::STORE_FAILED => self.description.starts_with("maximum "),
+            _ => false,
         }
     }
 }
