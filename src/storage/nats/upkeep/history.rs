@@ -116,10 +116,16 @@ impl History {
         Self { reader, life, finals: HashMap::new(), read_in: 0 }
     }
 
-    /// Removes about so many of the oldest events. Gives how many went.
-    pub async fn remove_oldest(&self, wanted: u64) -> Result<u64, StorageError> {
+    /// Removes about so many of the oldest events, given how many messages there were when that was
+    /// decided. Gives how many went.
+    pub async fn remove_oldest(&self, excess: u64, counted: u64) -> Result<u64, StorageError> {
         let link = &self.reader.link;
         let before = jetstream::stream_state(link).await?;
+        // Somebody else may have removed some since.
+        let wanted = excess.saturating_sub(counted.saturating_sub(before.messages));
+        if wanted == 0 {
+            return Ok(0);
+        }
         let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(0) };
         let last = before.last_sequence;
         let total = self.reader.matching_from(ALL_EVENTS, first.sequence).await?;
@@ -128,7 +134,7 @@ impl History {
             let left = self.reader.matching_from(ALL_EVENTS, sequence).await?;
             probe.on(sequence, total.saturating_sub(left));
         }
-        // Somebody else may have removed as much meanwhile.
+        // Or may do so now.
         let now = jetstream::stream_state(link).await?;
         if now.messages + wanted / 2 < before.messages {
             return Ok(0);

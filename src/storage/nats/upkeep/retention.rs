@@ -137,13 +137,13 @@ impl Retention {
     async fn look(&self, history: &mut History) -> Result<u64, StorageError> {
         let (mut done, mut removed) = (Done::Nothing, 0);
         loop {
-            self.count().await?;
+            let counted = self.count().await?;
             let step = self.usage().next(done, Instant::now());
             removed += match step {
                 Step::Rest => return Ok(removed),
                 Step::Oldest(excess) => {
                     done = Done::Oldest;
-                    history.remove_oldest(excess).await?
+                    history.remove_oldest(excess, counted).await?
                 }
                 Step::AllEvents => {
                     done = Done::AllEvents;
@@ -173,8 +173,10 @@ impl Retention {
         Ok(removed)
     }
 
-    async fn count(&self) -> Result<(), StorageError> {
-        self.counted(&jetstream::stream_state(&self.reader.link).await?);
-        Ok(())
+    /// Counts the messages of the stream.
+    async fn count(&self) -> Result<u64, StorageError> {
+        let state = jetstream::stream_state(&self.reader.link).await?;
+        self.counted(&state);
+        Ok(state.messages)
     }
 }
