@@ -131,6 +131,34 @@ async fn race(servers: [Arc<NATSStorage>; 2], rounds: usize) {
     }
 }
 
+/// Those that retry what was done must not hold up others: one refusal does not take one of them out.
+#[test]
+fn a_crowd_of_creations_of_what_is_there_costs_few_batches() {
+    const CROWD: usize = 200;
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(nats.open().await);
+        define(&storage, "a").await;
+        let ids: Vec<_> = (0..CROWD).map(|_| Uuid::new_v4()).collect();
+        for id in &ids {
+            storage.insert_token(creation("a", *id)).await.unwrap();
+        }
+        let bus = Bus::connect(&nats).await;
+        // Each batch begins with the server's own record, and who listens hears those that are refused.
+        let mut batches = bus.subscribe("cb.store.servers.*").await;
+        let mut creators = tokio::task::JoinSet::new();
+        for id in ids {
+            let storage = Arc::clone(&storage);
+            creators.spawn(async move { storage.insert_token(creation("a", id)).await });
+        }
+        for outcome in creators.join_all().await {
+            assert!(matches!(outcome, Err(StorageError::TokenExists { .. })), "{outcome:?}");
+        }
+        let tried = so_far(&bus, &mut batches, "cb.store.servers.marker").await.len();
+        assert!(tried <= CROWD / 4, "{tried} batches for {CROWD} creations");
+    });
+}
+
 /// What the other server did before does not race, but must be seen.
 #[test]
 fn an_id_that_was_taken_elsewhere_is_taken() {

@@ -16,7 +16,8 @@ use crate::storage::nats::upkeep::supervisor::{Looks, Notices, Standing, Supervi
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::write::committer::{Committer, Signals};
+use crate::storage::nats::write::committer::Committer;
+use crate::storage::nats::write::end_of_stream::Signals;
 use crate::storage::nats::write::mend::Mender;
 use crate::storage::nats::write::queue::Queue;
 

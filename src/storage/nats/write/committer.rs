@@ -4,14 +4,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tracing::{debug, warn};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::debug;
 
 use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
+use super::end_of_stream::{EndOfStream, Signals};
 use super::gather::Gathered;
+use super::groups::{Groups, fitting, one_alone, split};
 use super::mend::Mender;
 use super::outgoing::Outgoing;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for, not_done, tried};
@@ -19,7 +21,7 @@ use super::refusal::{Plan, Refusal};
 use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
 use crate::storage::nats::read::life::Life;
-use crate::storage::nats::read::reader::{Reader, unavailable};
+use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::room::Allowance;
 use crate::storage::nats::upkeep::supervisor::Standing;
@@ -53,31 +55,11 @@ const FULL_WAIT: Duration = Duration::from_millis(2_500);
 /// Pause before it looks for room again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Pause before the end of the stream is looked at again where that did not work, and how often it is
-/// asked whether it must be, in case a signal was lost.
-const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
+/// How often it is asked whether the end of the stream must be looked at, in case a signal was lost.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
-
-/// How long it waits for the look at what store it is.
-const SETTLE_WAIT: Duration = Duration::from_millis(200);
 
 /// Refusals of one batch after which each of its changes is looked at.
 const REFUSALS_MAX: usize = 1;
-
-/// The most time for one look, and the least between two log lines that say that looks fail.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
-const TELL_PERIOD: Duration = Duration::from_secs(30);
-
-/// What the committer and others tell one another.
-pub struct Signals {
-    /// Whether anything can be written.
-    pub standing: watch::Receiver<Standing>,
-    /// What had disturbed the connection when the stream was looked at last: before that has seen what
-    /// store it is, its end is not looked at.
-    pub settled: watch::Receiver<Option<u64>>,
-    /// The same for the end of the stream; readers wait for it.
-    pub looked: watch::Sender<Option<u64>>,
-}
 
 /// The one task that writes to the stream for this process.
 pub struct Committer {
@@ -88,13 +70,7 @@ pub struct Committer {
     life: Arc<Life>,
     arbiter: Arbiter,
     queue: mpsc::Receiver<Pending>,
-    /// The sequence up to which the stream is known to be whole, in which life of the store.
-    whole: (u64, u64),
-    signals: Signals,
-    /// When it is looked at again, if a look has failed.
-    look_at: Option<Instant>,
-    /// When the log was told that looks fail.
-    told_at: Option<Instant>,
+    end: EndOfStream,
     /// Changes that wait for the end of a change of the same thing.
     held: VecDeque<Pending>,
     /// What the batch before changed: where it stands now.
@@ -103,9 +79,6 @@ pub struct Committer {
     hope: (usize, Duration),
     turns: Turns<Pending>,
 }
-
-/// Parts of a batch that are still to be tried, in their order.
-type Groups = VecDeque<Vec<Pending>>;
 
 impl Committer {
     pub fn new(
@@ -123,10 +96,7 @@ impl Committer {
             life,
             arbiter: Arbiter { mender },
             queue,
-            whole: (0, 0),
-            signals,
-            look_at: None,
-            told_at: None,
+            end: EndOfStream::new(signals),
             held: VecDeque::new(),
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
@@ -141,12 +111,17 @@ impl Committer {
                 Work::New(batch) => {
                     let (begun, count) = (Instant::now(), batch.len());
                     let batch = self.admit(batch).await;
-                    self.settle(batch).await;
+                    let refusals = self.settle(batch).await;
                     let waiting = self.held.len() + self.queue.len();
                     let patience = (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX);
-                    self.hope = (count + waiting, patience);
+                    // Where others move the same tokens, who waits has lost.
+                    self.hope = if refusals > 0 {
+                        (1, Duration::ZERO)
+                    } else {
+                        (count + waiting, patience)
+                    };
                 }
-                Work::Retry(group) => self.settle(group).await,
+                Work::Retry(group) => drop(self.settle(group).await),
                 // It has told what stands in its way, and is tried again.
                 Work::Look => drop(self.look_at_the_end().await),
             }
@@ -157,13 +132,14 @@ impl Committer {
     async fn next(&mut self) -> Option<Work> {
         loop {
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
-            let due = match self.turns.next(Instant::now(), is_new, self.wants_to_look()) {
+            let due = match self.turns.next(Instant::now(), is_new, self.end.wants_look(&self.link))
+            {
                 Turn::New => return Some(Work::New(self.gather(None).await)),
                 Turn::Retry(group) => return Some(Work::Retry(group)),
                 Turn::Look => return Some(Work::Look),
                 Turn::Wait(due) => due,
             };
-            let until = due.into_iter().chain(self.look_at).min();
+            let until = due.into_iter().chain(self.end.look_at()).min();
             let until = until.unwrap_or_else(|| Instant::now() + LOOK_PERIOD);
             tokio::select! {
                 first = self.queue.recv() => match (first, due) {
@@ -173,61 +149,20 @@ impl Committer {
                     (None, None) => return None,
                 },
                 // Whatever changed, or if time passed, it begins anew.
-                Ok(()) = self.signals.settled.changed() => {}
-                Ok(()) = self.signals.standing.changed() => {}
+                Ok(()) = self.end.signals.settled.changed() => {}
+                Ok(()) = self.end.signals.standing.changed() => {}
                 () = sleep_until(until) => {}
             }
         }
     }
 
-    /// Whether nats-server may have been restarted since the last look, and can be asked.
-    fn wants_to_look(&self) -> bool {
-        *self.signals.looked.borrow() != *self.signals.settled.borrow()
-            && *self.signals.standing.borrow() == Standing::Open
-            && self.link.is_connected()
-            && self.look_at.is_none_or(|at| at <= Instant::now())
-    }
-
-    /// Mends what a restart of nats-server may have cut off at the end of the stream. Nothing is
-    /// written before that.
+    /// Nothing is written before the end of the stream is whole.
     async fn look_at_the_end(&mut self) -> Result<(), StorageError> {
-        let disturbances = Some(self.link.disturbances());
-        if *self.signals.looked.borrow() == disturbances {
-            return Ok(());
+        let looked = self.end.look(&self.arbiter.mender, &self.life).await;
+        if let Err(StorageError::Full { .. }) = &looked {
+            self.retention.make_room(false).await;
         }
-        // It is seen first whether it is still the same store.
-        let settled = self.signals.settled.wait_for(|settled| *settled >= disturbances);
-        match timeout(SETTLE_WAIT, settled).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(unavailable("it was closed")),
-            Err(_) => return Err(unavailable("the stream cannot be looked at yet")),
-        }
-        let life = self.life.number();
-        if self.whole.0 != life {
-            self.whole = (life, 0);
-        }
-        let look = timeout(LOOK_WAIT_MAX, self.arbiter.mender.end_of_stream(self.whole.1)).await;
-        match look.unwrap_or_else(|_| Err(unavailable("the end of the stream is read too slowly")))
-        {
-            Ok(last) => {
-                self.whole = (life, last);
-                (self.look_at, self.told_at) = (None, None);
-                self.signals.looked.send_replace(disturbances);
-                Ok(())
-            }
-            Err(error) => {
-                let now = Instant::now();
-                if self.told_at.is_none_or(|at| now >= at + TELL_PERIOD) {
-                    warn!(%error, "the end of the stream cannot be looked at; nothing is written before that");
-                    self.told_at = Some(now);
-                }
-                self.look_at = Some(now + LOOK_AGAIN_PAUSE);
-                if matches!(error, StorageError::Full { .. }) {
-                    self.retention.make_room(false).await;
-                }
-                Err(error)
-            }
-        }
+        looked
     }
 
     /// What waits, as far as it fits one batch.
@@ -305,8 +240,8 @@ impl Committer {
     }
 
     /// Tries a batch, in parts where parts of it cannot be committed, until each change is answered
-    /// or put back for another try.
-    async fn settle(&mut self, batch: Vec<Pending>) {
+    /// or put back for another try. Gives how often nats-server has refused.
+    async fn settle(&mut self, batch: Vec<Pending>) -> usize {
         let mut groups = Groups::from([batch]);
         let mut refusals = 0;
         while let Some(group) = groups.pop_front() {
@@ -350,6 +285,7 @@ impl Committer {
                 }
             }
         }
+        refusals
     }
 
     /// Answers what was decided on a store that is no more.
@@ -371,7 +307,7 @@ impl Committer {
 
     /// Answers what cannot be written until a person has put something right.
     fn unless_broken(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let reason = match &*self.signals.standing.borrow() {
+        let reason = match &*self.end.signals.standing.borrow() {
             Standing::Broken(reason) => Some(reason.clone()),
             Standing::Open | Standing::NotYet(_) | Standing::Refused(_) => None,
         };
@@ -409,8 +345,10 @@ impl Committer {
         let outcome = batch::send(&self.link, messages.into_iter()).await;
         match &outcome {
             Ok(last) => anchor.done(&next, last + 1 - count),
-            Err(BatchError::Refused(_) | BatchError::NotDone(_)) => anchor.refused(&next),
-            Err(BatchError::Unknown(_)) => {}
+            Err(BatchError::NotDone(_)) => anchor.refused(&next),
+            Err(BatchError::Refused(refusal)) if refusal.is_whole() => anchor.refused(&next),
+            // It may be there: the next look tells.
+            Err(BatchError::Refused(_) | BatchError::Unknown(_)) => self.life.want_look(),
         }
         outcome
     }
@@ -513,9 +451,7 @@ impl Committer {
         let now = Instant::now();
         self.reader.record_acknowledged(last);
         self.meter.end_trouble();
-        if self.whole.0 == self.life.number() {
-            self.whole.1 = self.whole.1.max(last);
-        }
+        self.end.written(last, self.life.number());
         let mut next = last + 1 - count as u64;
         for pending in group {
             let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);
@@ -540,43 +476,4 @@ enum Work {
     Retry(Vec<Pending>),
     /// A look at the end of the stream.
     Look,
-}
-
-/// Takes those out of a group that must find the stream's end as it was, each for a batch of its own.
-fn one_alone(group: Vec<Pending>, groups: &mut Groups) -> Vec<Pending> {
-    if group.len() <= 1 || group.iter().all(|pending| pending.commit.end.is_none()) {
-        return group;
-    }
-    let (mut alone, rest): (Vec<_>, Vec<_>) =
-        group.into_iter().partition(|pending| pending.commit.end.is_some());
-    if !rest.is_empty() {
-        groups.push_front(rest);
-    }
-    let first = alone.pop();
-    alone.into_iter().for_each(|pending| groups.push_front(vec![pending]));
-    first.into_iter().collect()
-}
-
-fn split(mut group: Vec<Pending>, groups: &mut Groups) {
-    let second = group.split_off(group.len() / 2);
-    groups.push_front(second);
-    groups.push_front(group);
-}
-
-/// Parts the changes of a batch that fit from the creations for which there is no room, in their order.
-fn fitting(batch: Vec<Pending>, mut room: Allowance) -> (Vec<Pending>, Vec<Pending>) {
-    let (mut rest, mut refused) = (Vec::with_capacity(batch.len()), Vec::new());
-    for pending in batch {
-        let (messages, bytes) = (pending.commit.messages.len() as u64, pending.bytes as u64);
-        if !pending.commit.creates() {
-            rest.push(pending);
-        } else if messages <= room.messages && bytes <= room.bytes {
-            room.messages -= messages;
-            room.bytes -= bytes;
-            rest.push(pending);
-        } else {
-            refused.push(pending);
-        }
-    }
-    (rest, refused)
 }

@@ -1,0 +1,110 @@
+//! When the end of the stream is looked at: nothing is written before it is whole.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::mend::Mender;
+use crate::storage::StorageError;
+use crate::storage::nats::read::life::Life;
+use crate::storage::nats::read::reader::unavailable;
+use crate::storage::nats::upkeep::supervisor::Standing;
+use crate::storage::nats::wire::link::Link;
+
+/// Pause before it is looked at again where that did not work.
+const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long it waits for the look at what store it is.
+const SETTLE_WAIT: Duration = Duration::from_millis(200);
+
+/// The most time for one look, and the least between two log lines that say that looks fail.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
+const TELL_PERIOD: Duration = Duration::from_secs(30);
+
+/// What the committer and others tell one another.
+pub struct Signals {
+    /// Whether anything can be written.
+    pub standing: watch::Receiver<Standing>,
+    /// What had disturbed the connection when the stream was looked at last: before that has seen what
+    /// store it is, its end is not looked at.
+    pub settled: watch::Receiver<Option<u64>>,
+    /// The same for the end of the stream; readers wait for it.
+    pub looked: watch::Sender<Option<u64>>,
+}
+
+/// What is known of the end of the stream.
+pub struct EndOfStream {
+    pub signals: Signals,
+    /// The sequence up to which the stream is known to be whole, in which life of the store.
+    whole: (u64, u64),
+    /// When it is looked at again, if a look has failed.
+    look_at: Option<Instant>,
+    /// When the log was told that looks fail.
+    told_at: Option<Instant>,
+}
+
+impl EndOfStream {
+    pub fn new(signals: Signals) -> Self {
+        Self { signals, whole: (0, 0), look_at: None, told_at: None }
+    }
+
+    /// When it is looked at again, if a look has failed.
+    pub fn look_at(&self) -> Option<Instant> {
+        self.look_at
+    }
+
+    /// Whether nats-server may have been restarted since the last look, and can be asked.
+    pub fn wants_look(&self, link: &Link) -> bool {
+        *self.signals.looked.borrow() != *self.signals.settled.borrow()
+            && *self.signals.standing.borrow() == Standing::Open
+            && link.is_connected()
+            && self.look_at.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// A batch of this server was stored whole, up to this sequence.
+    pub fn written(&mut self, last: u64, life: u64) {
+        if self.whole.0 == life {
+            self.whole.1 = self.whole.1.max(last);
+        }
+    }
+
+    /// Mends what a restart of nats-server may have cut off, unless that was done since.
+    pub async fn look(&mut self, mender: &Mender, life: &Life) -> Result<(), StorageError> {
+        let disturbances = Some(mender.link.disturbances());
+        if *self.signals.looked.borrow() == disturbances {
+            return Ok(());
+        }
+        // It is seen first whether it is still the same store.
+        let settled = self.signals.settled.wait_for(|settled| *settled >= disturbances);
+        match timeout(SETTLE_WAIT, settled).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(unavailable("it was closed")),
+            Err(_) => return Err(unavailable("the stream cannot be looked at yet")),
+        }
+        let life = life.number();
+        if self.whole.0 != life {
+            self.whole = (life, 0);
+        }
+        let look = timeout(LOOK_WAIT_MAX, mender.end_of_stream(self.whole.1)).await;
+        match look.unwrap_or_else(|_| Err(unavailable("the end of the stream is read too slowly")))
+        {
+            Ok(last) => {
+                self.whole = (life, last);
+                (self.look_at, self.told_at) = (None, None);
+                self.signals.looked.send_replace(disturbances);
+                Ok(())
+            }
+            Err(error) => {
+                let now = Instant::now();
+                if self.told_at.is_none_or(|at| now >= at + TELL_PERIOD) {
+                    warn!(%error, "the end of the stream cannot be looked at; nothing is written before that");
+                    self.told_at = Some(now);
+                }
+                self.look_at = Some(now + LOOK_AGAIN_PAUSE);
+                Err(error)
+            }
+        }
+    }
+}
