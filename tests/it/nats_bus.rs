@@ -1,6 +1,6 @@
 //! The bus as a plain NATS client sees it: async-nats alone, nothing of ours.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Message, Subscriber};
@@ -51,9 +51,35 @@ impl Bus {
             if subjects.len() == ids.len() && subjects.iter().all(|(_, count)| *count == 1) {
                 return;
             }
-            let many = subjects.len();
-            assert!(Instant::now() < deadline, "{many} subjects for {} tokens", ids.len());
+            if Instant::now() >= deadline {
+                self.tell_doubled(&subjects).await;
+                panic!("{} subjects for {} tokens", subjects.len(), ids.len());
+            }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Shows what there is of tokens that have several messages.
+    #[allow(clippy::print_stderr)]
+    async fn tell_doubled(&self, subjects: &[(String, u64)]) {
+        let mut by_token: HashMap<&str, Vec<&String>> = HashMap::new();
+        for (subject, count) in subjects {
+            let of_token = by_token.entry(subject.rsplit('.').next().unwrap()).or_default();
+            of_token.extend((0..*count).map(|_| subject));
+        }
+        let doubled: Vec<_> = by_token.keys().filter(|id| by_token[**id].len() > 1).collect();
+        for sequence in 1..=self.last_sequence().await {
+            let Some(message) = self.raw(sequence).await else { continue };
+            let payload = String::from_utf8_lossy(&message.payload);
+            if doubled.iter().any(|id| message.subject.ends_with(**id) || payload.contains(**id)) {
+                eprintln!(
+                    "{sequence} {} {:?} {} bytes {}",
+                    message.subject,
+                    message.headers,
+                    payload.len(),
+                    payload.get(..300).unwrap_or(&payload)
+                );
+            }
         }
     }
 

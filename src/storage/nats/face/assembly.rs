@@ -17,6 +17,7 @@ use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::write::committer::Committer;
+use crate::storage::nats::write::doubts::Doubts;
 use crate::storage::nats::write::end_of_stream::Signals;
 use crate::storage::nats::write::mend::Mender;
 use crate::storage::nats::write::queue::Queue;
@@ -63,10 +64,12 @@ impl Parts {
 pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOptions) -> Assembly {
     let parts = Parts::new(link, config);
     let Parts { link, reader, life, retention, meter, .. } = parts.clone();
+    let doubts = Arc::new(Doubts::default());
     let (queue, waiting) = Queue::new(
         Arc::clone(&link),
         Arc::clone(&life),
         Arc::clone(&meter),
+        Arc::clone(&doubts),
         config.reconnect_buffer_size,
     );
     let (set_standing, standing) =
@@ -91,7 +94,7 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
     let signals = Signals { standing, settled, looked: set_looked };
     let mender = parts.clone().mender(config);
     let committer =
-        Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, signals);
+        Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, signals);
     let cleaner =
         Cleaner { link: Arc::clone(&link), reader: Arc::clone(&reader), seen, clean: set_clean };
     let room_maker = Arc::clone(&retention);

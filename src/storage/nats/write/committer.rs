@@ -11,12 +11,14 @@ use tracing::debug;
 use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, BatchError};
 use super::commit::{Kind, Target};
+use super::doubts::Doubts;
 use super::end_of_stream::{EndOfStream, Signals};
+use super::find;
 use super::gather::Gathered;
-use super::groups::{Groups, fitting, one_alone, split};
+use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
 use super::mend::Mender;
 use super::outgoing::Outgoing;
-use super::pending::{Pending, answer, expire_or_keep, no_room_for, not_done, tried};
+use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
 use super::refusal::{Plan, Refusal};
 use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
@@ -24,7 +26,6 @@ use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::room::Allowance;
-use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::header;
@@ -55,6 +56,10 @@ const FULL_WAIT: Duration = Duration::from_millis(2_500);
 /// Pause before it looks for room again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pause between two looks for changes of unknown outcome, and how many are looked for at once.
+const DOUBTS_PAUSE: Duration = Duration::from_millis(500);
+const DOUBTS_AT_ONCE: usize = 64;
+
 /// How often it is asked whether the end of the stream must be looked at, in case a signal was lost.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -78,6 +83,9 @@ pub struct Committer {
     /// How many changes the next batch may hope for, and how long it waits for them.
     hope: (usize, Duration),
     turns: Turns<Pending>,
+    /// Changes of unknown outcome, and when they are looked for next.
+    doubts: Arc<Doubts>,
+    doubts_at: Instant,
 }
 
 impl Committer {
@@ -86,6 +94,7 @@ impl Committer {
         retention: Arc<Retention>,
         life: Arc<Life>,
         queue: mpsc::Receiver<Pending>,
+        doubts: Arc<Doubts>,
         signals: Signals,
     ) -> Self {
         Self {
@@ -101,6 +110,8 @@ impl Committer {
             changed: HashMap::new(),
             hope: (1, Duration::ZERO),
             turns: Turns::new(),
+            doubts,
+            doubts_at: Instant::now(),
         }
     }
 
@@ -124,6 +135,7 @@ impl Committer {
                 Work::Retry(group) => drop(self.settle(group).await),
                 // It has told what stands in its way, and is tried again.
                 Work::Look => drop(self.look_at_the_end().await),
+                Work::Doubts => self.look_for_doubts().await,
             }
         }
     }
@@ -131,6 +143,11 @@ impl Committer {
     /// What to do next; none at the end.
     async fn next(&mut self) -> Option<Work> {
         loop {
+            let now = Instant::now();
+            if !self.doubts.is_empty() && now >= self.doubts_at && self.link.is_connected() {
+                self.doubts_at = now + DOUBTS_PAUSE;
+                return Some(Work::Doubts);
+            }
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
             let due = match self.turns.next(Instant::now(), is_new, self.end.wants_look(&self.link))
             {
@@ -154,6 +171,18 @@ impl Committer {
                 () = sleep_until(until) => {}
             }
         }
+    }
+
+    /// Looks for changes of unknown outcome, which mends what is torn of them; those that cannot be
+    /// looked for now are looked for again.
+    async fn look_for_doubts(&mut self) {
+        if self.look_at_the_end().await.is_err() {
+            return;
+        }
+        let commits = self.doubts.take(DOUBTS_AT_ONCE);
+        let all: Vec<_> = commits.iter().collect();
+        let found = find::find_commits(&self.arbiter.mender, &all).await.len();
+        commits.into_iter().skip(found).for_each(|commit| self.doubts.push(commit));
     }
 
     /// Nothing is written before the end of the stream is whole.
@@ -245,7 +274,8 @@ impl Committer {
         let mut groups = Groups::from([batch]);
         let mut refusals = 0;
         while let Some(group) = groups.pop_front() {
-            let group = self.unless_broken(group);
+            let standing = self.end.signals.standing.borrow().clone();
+            let group = unless_broken(group, &standing, &self.link);
             if group.is_empty() {
                 continue;
             }
@@ -255,7 +285,7 @@ impl Committer {
                 self.put_back(in_time.collect(), RETRY_PAUSE);
                 continue;
             }
-            let group = self.of_this_life(group);
+            let group = of_this_life(group, self.life.number());
             let group = one_alone(group, &mut groups);
             let group = self.arbiter.worth_trying(group).await;
             let (group, unclear) = self.arbiter.rely(group).await;
@@ -286,40 +316,6 @@ impl Committer {
             }
         }
         refusals
-    }
-
-    /// Answers what was decided on a store that is no more.
-    fn of_this_life(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let life = self.life.number();
-        let (kept, others): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|pending| pending.life == life);
-        for pending in others {
-            if pending.commit.creates() || pending.maybe_done {
-                let reason = "the store went back in time or was made anew while this was written";
-                not_done(pending, reason.to_owned());
-            } else {
-                let lost = pending.commit.lost();
-                answer(pending, Err(lost));
-            }
-        }
-        kept
-    }
-
-    /// Answers what cannot be written until a person has put something right.
-    fn unless_broken(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let reason = match &*self.end.signals.standing.borrow() {
-            Standing::Broken(reason) => Some(reason.clone()),
-            Standing::Open | Standing::NotYet(_) | Standing::Refused(_) => None,
-        };
-        let (hopeless, rest): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .partition(|pending| reason.is_some() || pending.commit.denied(&self.link).is_some());
-        for pending in hopeless {
-            let denied = || pending.commit.denied(&self.link).map(|error| error.to_string());
-            let reason = reason.clone().or_else(denied);
-            not_done(pending, reason.unwrap_or_default());
-        }
-        rest
     }
 
     fn put_back(&mut self, group: Vec<Pending>, pause: Duration) {
@@ -476,4 +472,6 @@ enum Work {
     Retry(Vec<Pending>),
     /// A look at the end of the stream.
     Look,
+    /// A look for changes of unknown outcome.
+    Doubts,
 }

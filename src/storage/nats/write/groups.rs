@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::pending::Pending;
+use super::pending::{Pending, answer, not_done};
 use crate::storage::nats::upkeep::room::Allowance;
+use crate::storage::nats::upkeep::supervisor::Standing;
+use crate::storage::nats::wire::link::Link;
 
 /// Parts of a batch that are still to be tried, in their order.
 pub type Groups = VecDeque<Vec<Pending>>;
@@ -46,4 +48,37 @@ pub fn fitting(batch: Vec<Pending>, mut room: Allowance) -> (Vec<Pending>, Vec<P
         }
     }
     (rest, refused)
+}
+
+/// Answers what was decided on a store that is no more.
+pub fn of_this_life(group: Vec<Pending>, life: u64) -> Vec<Pending> {
+    let (kept, others): (Vec<_>, Vec<_>) =
+        group.into_iter().partition(|pending| pending.life == life);
+    for pending in others {
+        if pending.commit.creates() || pending.maybe_done {
+            let reason = "the store went back in time or was made anew while this was written";
+            not_done(pending, reason.to_owned());
+        } else {
+            let lost = pending.commit.lost();
+            answer(pending, Err(lost));
+        }
+    }
+    kept
+}
+
+/// Answers what cannot be written until a person has put something right.
+pub fn unless_broken(group: Vec<Pending>, standing: &Standing, link: &Link) -> Vec<Pending> {
+    let reason = match standing {
+        Standing::Broken(reason) => Some(reason.clone()),
+        Standing::Open | Standing::NotYet(_) | Standing::Refused(_) => None,
+    };
+    let (hopeless, rest): (Vec<_>, Vec<_>) = group
+        .into_iter()
+        .partition(|pending| reason.is_some() || pending.commit.denied(link).is_some());
+    for pending in hopeless {
+        let denied = || pending.commit.denied(link).map(|error| error.to_string());
+        let reason = reason.clone().or_else(denied);
+        not_done(pending, reason.unwrap_or_default());
+    }
+    rest
 }

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod claim;
 pub mod commit;
 pub mod committer;
+pub mod doubts;
 pub mod end_of_stream;
 pub mod find;
 pub mod gather;

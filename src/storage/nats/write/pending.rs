@@ -1,9 +1,12 @@
 //! A commit on its way, and who waits for it.
 
+use std::sync::Arc;
+
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::commit::Commit;
+use super::doubts::Doubts;
 use crate::storage::{Sequence, StorageError};
 
 /// A commit on its way, and who waits for it.
@@ -26,6 +29,8 @@ pub struct Pending {
     pub refusals: u32,
     /// Since when there was no room for it.
     pub full_since: Option<Instant>,
+    /// Where it goes if its outcome stays unknown.
+    pub doubts: Arc<Doubts>,
     /// Gets the sequence of the message that holds the token or the definition.
     pub answer: oneshot::Sender<Result<Sequence, StorageError>>,
     /// Its share of the bytes that may wait.
@@ -33,6 +38,9 @@ pub struct Pending {
 }
 
 pub fn answer(pending: Pending, outcome: Result<Sequence, StorageError>) {
+    if matches!(outcome, Err(StorageError::OutcomeUnknown { .. })) {
+        pending.doubts.push(pending.commit);
+    }
     // Whoever asked may have gone away; the change stands all the same.
     drop(pending.answer.send(outcome));
     drop(pending.room);

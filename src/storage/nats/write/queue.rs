@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::commit::Commit;
+use super::doubts::Doubts;
 use super::pending::Pending;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::unavailable;
@@ -32,6 +33,7 @@ pub struct Queue {
     link: Arc<Link>,
     life: Arc<Life>,
     meter: Arc<Meter>,
+    doubts: Arc<Doubts>,
     bytes_max: usize,
     /// Bytes that writes may still take while they wait.
     room: Arc<Semaphore>,
@@ -45,12 +47,13 @@ impl Queue {
         link: Arc<Link>,
         life: Arc<Life>,
         meter: Arc<Meter>,
+        doubts: Arc<Doubts>,
         bytes_max: usize,
     ) -> (Self, mpsc::Receiver<Pending>) {
         let (sender, waiting) = mpsc::channel(WRITES_MAX);
         let (bytes_max, sender) = (bytes_max.max(1), Mutex::new(Some(sender)));
         let room = Arc::new(Semaphore::new(bytes_max));
-        (Self { link, life, meter, bytes_max, room, sender }, waiting)
+        (Self { link, life, meter, doubts, bytes_max, room, sender }, waiting)
     }
 
     fn sender(&self) -> Option<mpsc::Sender<Pending>> {
@@ -108,6 +111,7 @@ impl Queue {
             told: 0,
             refusals: 0,
             full_since: None,
+            doubts: Arc::clone(&self.doubts),
             answer,
             room,
         };
