@@ -11,13 +11,16 @@ use super::stale_states;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::wire::jetstream::StreamState;
 use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::meter::Meter;
 
 /// Pause before what did not work is tried again, the first time and at most.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The least time between two scans of which nothing but an unanswered request is the reason.
-const SCAN_PAUSE: Duration = Duration::from_secs(300);
+/// The least time between two scans of which nothing but an unanswered request is the reason, or a part
+/// of a batch that may have been stored.
+const UNANSWERED_PAUSE: Duration = Duration::from_secs(300);
+const PARTIAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// Time for one scan of all tokens: a million take some seconds.
 const SCAN_MAX: Duration = Duration::from_secs(120);
@@ -31,16 +34,19 @@ pub struct Origin {
     leader_since: String,
     /// Without replicas nats-server does not tell that the stream's server was restarted.
     unanswered: u64,
+    /// How often a part of a batch may have been stored: then states may be left, too.
+    partial: u64,
 }
 
 impl Origin {
-    pub fn of(link: &Link, state: &StreamState) -> Self {
+    pub fn of(link: &Link, meter: &Meter, state: &StreamState) -> Self {
         Self {
             created: state.created.clone(),
             server_id: link.server_id(),
             leader: state.leader.clone(),
             leader_since: state.leader_since.clone(),
             unanswered: link.unanswered(),
+            partial: meter.partial(),
         }
     }
 
@@ -49,9 +55,18 @@ impl Origin {
         self.leader_since != before.leader_since
     }
 
-    /// Whether nothing has changed but that a request had no answer, which is seldom a restart.
-    fn is_only_unanswered(&self, before: &Self) -> bool {
-        *self == Self { unanswered: self.unanswered, ..before.clone() }
+    /// How long a scan may wait, given the stream as it was at the last one: a request without an answer
+    /// is seldom a restart, and a part of a batch is mostly mended by its sender.
+    fn patience(&self, before: &Self) -> Duration {
+        if *self == (Self { unanswered: self.unanswered, ..before.clone() }) {
+            UNANSWERED_PAUSE
+        } else if *self
+            == (Self { unanswered: self.unanswered, partial: self.partial, ..before.clone() })
+        {
+            PARTIAL_PAUSE
+        } else {
+            Duration::ZERO
+        }
     }
 }
 
@@ -71,11 +86,15 @@ impl Cleaner {
         let mut retry = RETRY_PAUSE;
         while self.seen.changed().await.is_ok() {
             let Some((origin, state)) = self.seen.borrow_and_update().clone() else { continue };
-            let rests = cleaned.as_ref().is_some_and(|cleaned| {
-                *cleaned == origin
-                    || origin.is_only_unanswered(cleaned) && scanned.elapsed() < SCAN_PAUSE
-            });
-            if rests {
+            let patience = match &cleaned {
+                Some(cleaned) if *cleaned == origin => continue,
+                Some(cleaned) => origin.patience(cleaned).saturating_sub(scanned.elapsed()),
+                None => Duration::ZERO,
+            };
+            if patience > Duration::ZERO {
+                // Unless it is another one by then.
+                drop(timeout(patience, self.seen.changed()).await);
+                self.seen.mark_changed();
                 continue;
             }
             if self.scan(&state).await {
@@ -110,5 +129,25 @@ impl Cleaner {
             Err(_) => warn!("looking for what a crash may have brought back took too long"),
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seldom_a_reason_for_a_scan_waits() {
+        let before = Origin::default();
+        let unanswered = Origin { unanswered: 1, ..before.clone() };
+        let partial = Origin { unanswered: 1, partial: 1, ..before.clone() };
+        let restarted = Origin { server_id: "another".to_owned(), ..partial.clone() };
+        for (now, patience) in [
+            (&unanswered, UNANSWERED_PAUSE),
+            (&partial, PARTIAL_PAUSE),
+            (&restarted, Duration::ZERO),
+        ] {
+            assert_eq!(now.patience(&before), patience, "{now:?}");
+        }
     }
 }

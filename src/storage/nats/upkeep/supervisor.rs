@@ -255,7 +255,7 @@ impl Supervisor {
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
         }
         self.note_double_ids().await?;
-        let origin = Origin::of(&self.link, &state);
+        let origin = Origin::of(&self.link, &self.meter, &state);
         let before = self.seen.send_replace(Some((origin.clone(), state)));
         if before.is_some_and(|(before, _)| origin.has_other_leader(&before)) {
             self.link.disturb();

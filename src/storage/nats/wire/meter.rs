@@ -18,6 +18,8 @@ pub struct Meter {
     failed: AtomicU64,
     lag_micros: AtomicU64,
     mended: AtomicU64,
+    /// How often batches were taken again after one of which a part may have been stored.
+    partial: AtomicU64,
     /// Since when nats-server has refused everything for a reason of its own, and that.
     trouble: Mutex<Option<(Instant, String)>>,
     disconnected: Mutex<Option<Instant>>,
@@ -42,6 +44,16 @@ impl Meter {
 
     pub fn record_mended(&self) {
         self.mended.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that batches are taken again after one of which a part may have been stored.
+    pub fn record_partial(&self) {
+        self.partial.fetch_add(1, Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn partial(&self) -> u64 {
+        self.partial.load(Relaxed)
     }
 
     /// Notes that nats-server has refused a batch for a reason of its own.

@@ -86,6 +86,8 @@ pub struct Committer {
     /// Changes of unknown outcome, and when they are looked for next.
     doubts: Arc<Doubts>,
     doubts_at: Instant,
+    /// Whether a part of a batch may have been stored since the last one that was.
+    partial: bool,
 }
 
 impl Committer {
@@ -112,6 +114,7 @@ impl Committer {
             turns: Turns::new(),
             doubts,
             doubts_at: Instant::now(),
+            partial: false,
         }
     }
 
@@ -303,6 +306,7 @@ impl Committer {
                     self.done(group, last, sent);
                 }
                 Err(BatchError::Unknown(reason)) => {
+                    self.partial = true;
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
                     self.put_back(tried(group, &reason, true), RETRY_PAUSE);
                 }
@@ -379,6 +383,7 @@ impl Committer {
         let often = group.iter().map(|pending| pending.refusals).max().unwrap_or(0);
         let plan = refusal.plan(group.len(), often, culprit);
         if !refusal.is_whole() {
+            self.partial = true;
             group = self.arbiter.settle_refused(group).await;
         }
         let reason = format!("{} (error code {})", refusal.description, refusal.err_code);
@@ -447,6 +452,10 @@ impl Committer {
         let now = Instant::now();
         self.reader.record_acknowledged(last);
         self.meter.end_trouble();
+        if std::mem::take(&mut self.partial) {
+            self.meter.record_partial();
+            self.life.want_look();
+        }
         self.end.written(last, self.life.number());
         let mut next = last + 1 - count as u64;
         for pending in group {
