@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::commit::Commit;
 
-/// Changes that are looked for; the oldest are forgotten first.
-const DOUBTS_MAX: usize = 2_048;
+/// Bytes of the changes that are looked for; the oldest are forgotten first.
+const BYTES_MAX: usize = 8 << 20;
 
 /// Changes of unknown outcome.
 #[derive(Default)]
@@ -23,10 +23,13 @@ impl Doubts {
     /// Adds one.
     pub fn push(&self, commit: Commit) {
         let mut commits = self.commits();
-        if commits.len() == DOUBTS_MAX {
-            commits.pop_front();
-        }
         commits.push_back(commit);
+        let mut bytes: usize = commits.iter().map(Commit::bytes).sum();
+        while bytes > BYTES_MAX
+            && let Some(oldest) = commits.pop_front()
+        {
+            bytes -= oldest.bytes();
+        }
     }
 
     pub fn is_empty(&self) -> bool {
