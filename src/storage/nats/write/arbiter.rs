@@ -143,7 +143,12 @@ impl Arbiter {
     /// Looks afresh at each change of a group, answers those that have lost, and gives the others. After
     /// more than one refusal several have lost, and one refusal each would hold up everyone else.
     pub async fn sift(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let sifted = stream::iter(group).map(|pending| self.lost(pending).boxed());
+        let until = Instant::now() + ASK_WAIT_MAX;
+        let look = |pending| async move {
+            // What there is no time for is tried as it is.
+            if Instant::now() >= until { Some(pending) } else { self.lost(pending).await }
+        };
+        let sifted = stream::iter(group).map(|pending| look(pending).boxed());
         let kept: Vec<_> = sifted.buffered(ASKED_AT_ONCE).collect().await;
         kept.into_iter().flatten().collect()
     }
@@ -177,9 +182,9 @@ impl Arbiter {
 
     /// Answers creations for which there is no room: what is there already is told as that.
     pub async fn refuse_for_room(&self, group: Vec<Pending>, reason: String) {
-        let reason = &reason;
+        let (reason, until) = (&reason, Instant::now() + ASK_WAIT_MAX);
         let refused = stream::iter(group).map(|pending| async move {
-            let taken = self.is_taken(&pending).await;
+            let taken = self.is_taken(&pending, until).await;
             if taken && !pending.maybe_done {
                 let lost = pending.commit.lost();
                 answer(pending, Err(lost));
@@ -191,9 +196,8 @@ impl Arbiter {
     }
 
     /// Whether what a creation is for is there, as far as that can be seen now.
-    async fn is_taken(&self, pending: &Pending) -> bool {
+    async fn is_taken(&self, pending: &Pending, until: Instant) -> bool {
         let Mender { reader, index, .. } = &self.mender;
-        let until = Instant::now() + ASK_WAIT_MAX;
         let look = async {
             match (&pending.commit.target, &pending.commit.kind) {
                 (Target::Token(id), Kind::CreateToken { workflow }) => {
