@@ -127,7 +127,8 @@ impl History {
             return Ok(0);
         }
         let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(0) };
-        let last = before.last_sequence;
+        // Others may have removed all that was there before.
+        let last = before.last_sequence.max(first.sequence);
         let total = self.reader.matching_from(ALL_EVENTS, first.sequence).await?;
         let mut probe = Probe::new(wanted, total, first.sequence, last);
         while let Some(sequence) = probe.next() {
