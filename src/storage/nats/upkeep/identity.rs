@@ -115,7 +115,8 @@ impl Keeper {
     }
 
     /// Whether it is another life of the store than at the last look. `acknowledged` is what had been
-    /// acknowledged before the state was read; `suspected` says that something else has shown it. Then a new generation is written, and the caller drops what it remembers.
+    /// acknowledged before the state was read; `suspected` says that something else has shown it. Then
+    /// all that is remembered is dropped, and a new generation is written.
     pub async fn look(
         &mut self,
         reader: &Reader,
@@ -158,6 +159,7 @@ impl Keeper {
             }
             (Verdict::Renewed, Some(identity)) => {
                 warn!("another server says that the store went back in time or was made anew");
+                self.life.end();
                 identity
             }
             (Verdict::Renewed | Verdict::Another(_), _) => {
@@ -166,6 +168,8 @@ impl Keeper {
                     reason,
                     "the store went back in time or was made anew; what was remembered of it is dropped"
                 );
+                // Also if the rest of this fails: nothing of it is used any more.
+                self.life.end();
                 self.renew(reader).await?
             }
         };

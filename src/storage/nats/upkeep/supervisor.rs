@@ -169,11 +169,16 @@ impl Supervisor {
     fn tell_connection(&self, memory: &mut Memory) -> bool {
         let connected = self.link.is_connected();
         self.meter.set_connected(connected);
+        let period = self.options.health_check_interval;
         match (memory.was_connected, connected) {
             (true, false) => warn!(servers = self.link.urls(), "the connection broke"),
             (false, true) => info!(servers = self.link.urls(), "the connection is back"),
+            (false, false) if memory.told_at.is_some_and(|at| at.elapsed() < period) => {}
             (false, false) => warn!(servers = self.link.urls(), "no connection yet"),
             (true, true) => {}
+        }
+        if !connected && memory.told_at.is_none_or(|at| at.elapsed() >= period) {
+            memory.told_at = Some(Instant::now());
         }
         memory.was_connected = connected;
         connected
@@ -245,7 +250,6 @@ impl Supervisor {
             }
         })?;
         if another {
-            self.life.end();
             self.link.disturb();
         }
         self.reader.set_stream(&state);
