@@ -88,6 +88,8 @@ pub struct Committer {
     doubts_at: Instant,
     /// Whether a part of a batch may have been stored since the last one that was.
     partial: bool,
+    /// When a look was asked for last because a refusal did not tell what stands in the way.
+    untold_at: Option<Instant>,
 }
 
 impl Committer {
@@ -115,6 +117,7 @@ impl Committer {
             doubts,
             doubts_at: Instant::now(),
             partial: false,
+            untold_at: None,
         }
     }
 
@@ -329,8 +332,11 @@ impl Committer {
     async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
         let connected = self.link.connected(Instant::now() + CONNECT_WAIT).await;
         connected.map_err(|error| BatchError::NotDone(error.to_string()))?;
-        // Nobody else writes it meanwhile.
-        let mut anchor = self.life.anchor().await;
+        // Nobody else writes it meanwhile. A look holds it, too, and may take long in a store that must
+        // be completed first.
+        let held = || BatchError::NotDone("it is being seen what store this is".to_owned());
+        let anchor = timeout_at(Instant::now() + CONNECT_WAIT, self.life.anchor()).await;
+        let mut anchor = anchor.map_err(|_| held())?;
         let next = anchor.next();
         let mut first = Outgoing::new(next.subject.clone(), next.payload.clone());
         for (name, value) in &next.headers {
@@ -370,6 +376,8 @@ impl Committer {
         let culprit = match whose {
             Whose::Change(place) => Some(place),
             Whose::Unknown => None,
+            // One that wanted the end of the stream as it was has met another server's record there.
+            Whose::Anchor if group.iter().any(|pending| pending.commit.end.is_some()) => None,
             Whose::Anchor => {
                 // It is not the one that was written last: whoever looks says which store this is.
                 self.life.want_look();
@@ -377,7 +385,9 @@ impl Committer {
                 return;
             }
         };
-        if told == 0 {
+        // It may be its own record that is gone; but mostly another server is just writing.
+        if told == 0 && self.untold_at.is_none_or(|at| at.elapsed() >= LOOK_PERIOD) {
+            self.untold_at = Some(Instant::now());
             self.life.want_look();
         }
         let often = group.iter().map(|pending| pending.refusals).max().unwrap_or(0);
