@@ -237,11 +237,14 @@ fn hammered_with_the_largest_bodies_the_server_stays_small() {
                     let (status, answer) = connection.post("application/json", body).unwrap();
                     assert!([200, 400, 413].contains(&status), "{status}");
                     let codes = codes(&answer);
-                    assert!(
-                        ["INVALID_INPUT", "PAYLOAD_TOO_LARGE", "QUERY_TOO_COMPLEX"]
-                            .contains(&codes.as_str()),
-                        "{codes}"
-                    );
+                    // On a machine that is busy otherwise, one may not have its turn in time.
+                    let refusals = [
+                        "INVALID_INPUT",
+                        "PAYLOAD_TOO_LARGE",
+                        "QUERY_TOO_COMPLEX",
+                        "STORAGE_UNAVAILABLE",
+                    ];
+                    assert!(refusals.contains(&codes.as_str()), "{codes}");
                 }
             });
         }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -97,6 +98,24 @@ pub async fn compare(
     round: usize,
 ) {
     compare_but_for_late(storage, known, round, false).await;
+}
+
+/// Waits until each token has an event of each version: whoever was told that an outcome is unknown
+/// is still looked for. What stays missing, a comparison tells.
+pub async fn until_all_is_told(storage: &dyn WorkflowStorage) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let limit = PageLimit { rows: 1_000_000, bytes: usize::MAX };
+    loop {
+        let tokens = storage.list_tokens(&TokenScope::All, None, limit).await.unwrap().items;
+        let events = storage.list_events(None, None, limit).await.unwrap().items;
+        let moves = events.iter().filter(|stored| stored.event.kind != EventKind::TokenCompleted);
+        let told = moves.filter(|stored| stored.event.token_version.is_some()).count();
+        let versions: usize = tokens.iter().map(|stored| stored.token.version as usize).sum();
+        if told >= versions || Instant::now() >= deadline {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The same, where an event that a repair has written may stand `late`, behind that of a later version.

@@ -12,7 +12,7 @@ use circuit_breaker::NATSStorage;
 use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
 use serde_json::{Value, json};
 
-use crate::crash::{Known, compare, compare_but_for_late};
+use crate::crash::{Known, compare, compare_but_for_late, until_all_is_told};
 use crate::nats_bus::Bus;
 use crate::nats_races::create_workflow;
 use crate::nats_server::{self, Cluster, NatsServer};
@@ -591,6 +591,7 @@ async fn limited_within_batches(nats: NatsServer) {
                 Err(error) => panic!("round {round}: {error}"),
             }
         }
+        until_all_is_told(&*storage).await;
         compare_but_for_late(&*storage, &mut known, round, true).await;
         bus.until_each_token_is_there_once().await;
         let history = PageLimit { rows: 1_000, bytes: 1 << 30 };

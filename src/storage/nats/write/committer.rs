@@ -26,6 +26,7 @@ use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::room::Allowance;
+use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::header;
@@ -56,10 +57,6 @@ const FULL_WAIT: Duration = Duration::from_millis(2_500);
 /// Pause before it looks for room again.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Pause between two looks for changes of unknown outcome, and how many are looked for at once.
-const DOUBTS_PAUSE: Duration = Duration::from_millis(500);
-const DOUBTS_AT_ONCE: usize = 64;
-
 /// How often it is asked whether the end of the stream must be looked at, in case a signal was lost.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -83,9 +80,7 @@ pub struct Committer {
     /// How many changes the next batch may hope for, and how long it waits for them.
     hope: (usize, Duration),
     turns: Turns<Pending>,
-    /// Changes of unknown outcome, and when they are looked for next.
     doubts: Arc<Doubts>,
-    doubts_at: Instant,
     /// Whether a part of a batch may have been stored since the last one that was.
     partial: bool,
     /// When a look was asked for last because a refusal did not tell what stands in the way.
@@ -115,7 +110,6 @@ impl Committer {
             hope: (1, Duration::ZERO),
             turns: Turns::new(),
             doubts,
-            doubts_at: Instant::now(),
             partial: false,
             untold_at: None,
         }
@@ -149,9 +143,8 @@ impl Committer {
     /// What to do next; none at the end.
     async fn next(&mut self) -> Option<Work> {
         loop {
-            let now = Instant::now();
-            if !self.doubts.is_empty() && now >= self.doubts_at && self.link.is_connected() {
-                self.doubts_at = now + DOUBTS_PAUSE;
+            let is_open = *self.end.signals.standing.borrow() == Standing::Open;
+            if is_open && self.link.is_connected() && self.doubts.are_due(Instant::now()) {
                 return Some(Work::Doubts);
             }
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
@@ -185,7 +178,13 @@ impl Committer {
         if self.look_at_the_end().await.is_err() {
             return;
         }
-        let commits = self.doubts.take(DOUBTS_AT_ONCE);
+        // Once a later record of this server is stored, nothing that it sent before can be: what is
+        // not there then, never will be.
+        match self.send(&[]).await {
+            Ok(last) => self.done(Vec::new(), last, Instant::now()),
+            Err(_) => return,
+        }
+        let commits = self.doubts.take();
         let all: Vec<_> = commits.iter().collect();
         let found = find::find_commits(&self.arbiter.mender, &all).await.len();
         commits.into_iter().skip(found).for_each(|commit| self.doubts.push(commit));
@@ -338,10 +337,7 @@ impl Committer {
         let anchor = timeout_at(Instant::now() + CONNECT_WAIT, self.life.anchor()).await;
         let mut anchor = anchor.map_err(|_| held())?;
         let next = anchor.next();
-        let mut first = Outgoing::new(next.subject.clone(), next.payload.clone());
-        for (name, value) in &next.headers {
-            first.set(name, value);
-        }
+        let mut first = Outgoing::of(&next);
         if let Some(end) = group.iter().find_map(|pending| pending.commit.end) {
             first.set(header::EXPECTED_LAST_SEQUENCE, end);
         }

@@ -3,21 +3,43 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::commit::Commit;
 
 /// Bytes of the changes that are looked for; the oldest are forgotten first.
 const BYTES_MAX: usize = 8 << 20;
 
+/// Pause between two looks, and how many are looked for at once.
+const PAUSE: Duration = Duration::from_millis(500);
+const AT_ONCE: usize = 64;
+
 /// Changes of unknown outcome.
 #[derive(Default)]
 pub struct Doubts {
     commits: Mutex<VecDeque<Commit>>,
+    /// When they were looked for last.
+    looked: Mutex<Option<Instant>>,
 }
 
 impl Doubts {
     fn commits(&self) -> MutexGuard<'_, VecDeque<Commit>> {
         self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there are some and it is time to look for them; then not again for a moment.
+    pub fn are_due(&self, now: Instant) -> bool {
+        if self.commits().is_empty() {
+            return false;
+        }
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = looked.is_none_or(|at| now >= at + PAUSE);
+        if due {
+            *looked = Some(now);
+        }
+        due
     }
 
     /// Adds one.
@@ -32,14 +54,10 @@ impl Doubts {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.commits().is_empty()
-    }
-
-    /// Takes up to so many out.
-    pub fn take(&self, most: usize) -> Vec<Commit> {
+    /// Takes some out, the oldest.
+    pub fn take(&self) -> Vec<Commit> {
         let mut commits = self.commits();
-        let count = commits.len().min(most);
+        let count = commits.len().min(AT_ONCE);
         commits.drain(..count).collect()
     }
 }

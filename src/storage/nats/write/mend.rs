@@ -124,7 +124,9 @@ impl Mender {
         let token = found.state.token()?.token;
         let pointer = self.index.has_pointer(&self.reader, token.id, &token.workflow_id).await?;
         let commit = Commit::of_stored(&found.state, event, pointer, self.age)?;
-        let missing = self.missing(&found.state, &commit, last).await?;
+        let Some(missing) = self.missing(&found.state, &commit, last).await? else {
+            return Ok(Some(Mended::Overtaken));
+        };
         if missing.is_empty() {
             return Ok(None);
         }
@@ -146,13 +148,13 @@ impl Mender {
         self.send(messages).await.map(Some)
     }
 
-    /// The messages that a token's newest change lacks.
+    /// The messages that a token's newest change lacks; none can be told if it has moved on meanwhile.
     async fn missing(
         &self,
         state: &Stored,
         commit: &Commit,
         last: u64,
-    ) -> Result<Vec<Piece>, StorageError> {
+    ) -> Result<Option<Vec<Piece>>, StorageError> {
         let left = commit.messages.iter().find(|(piece, _)| *piece == Piece::Departure);
         let has = |wanted| commit.messages.iter().any(|(piece, _)| *piece == wanted);
         let (completes, ages_pointer) = (has(Piece::Completion), has(Piece::PointerTtl));
@@ -184,10 +186,15 @@ impl Mender {
             None => true,
             Some((_, departure)) => {
                 let shown = self.reader.last(&departure.subject).await?;
-                shown.is_none_or(|shown| shown.is_departure() || shown.sequence > state.sequence)
+                let shown = shown.filter(|shown| !shown.is_departure());
+                // It has come back since, and may stand there twice.
+                if shown.as_ref().is_some_and(|shown| shown.sequence > state.sequence) {
+                    return Ok(None);
+                }
+                shown.is_none()
             }
         };
-        Ok(shape.mending(Presence { event, completion, pointer_ages, left }))
+        Ok(Some(shape.mending(Presence { event, completion, pointer_ages, left })))
     }
 
     /// Whether an event at this sequence, which is not there, can have been there: events go with age,

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{Token, WorkflowDefinition, WorkflowEvent};
 use crate::storage::StorageError;
+use crate::storage::nats::read::anchor::Next;
 use crate::storage::nats::wire::names::{FORMAT, header};
 
 /// A message on its way to the stream.
@@ -22,6 +23,15 @@ impl Outgoing {
         let mut headers = HeaderMap::new();
         headers.insert(header::FORMAT, FORMAT.to_string().as_str());
         Self { subject, headers, payload: payload.into() }
+    }
+
+    /// A server's own record.
+    pub fn of(record: &Next) -> Self {
+        let mut message = Self::new(record.subject.clone(), record.payload.clone());
+        for (name, value) in &record.headers {
+            message.set(name, value);
+        }
+        message
     }
 
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {

@@ -124,12 +124,14 @@ fn no_order_of_steps_breaks_a_promise() {
 #[test]
 fn each_part_of_the_commit_is_needed() {
     let default = Without::default();
-    for without in [
-        Without { token_first: true, ..default },
-        Without { look_at_the_end: true, ..default },
-        Without { check_over_all_places: true, ..default },
+    for (without, cuts) in [
+        (Without { token_first: true, ..default }, 1),
+        (Without { look_at_the_end: true, ..default }, 1),
+        (Without { check_over_all_places: true, ..default }, 1),
+        (Without { second_look: true, ..default }, 1),
+        (Without { fence: true, ..default }, 2),
     ] {
-        let broken = explore(World::new([2, 1], 1, 0), without, 20_000_000);
+        let broken = explore(World::new([2, 1], cuts, 0), without, 20_000_000);
         assert!(broken.is_err(), "{without:?}");
     }
 }

@@ -82,12 +82,15 @@ impl Steps<'_> {
         if let Some(change) = &self.world.late {
             let (batch, over) = (self.batch_of(change), self.over(change));
             let taken = self.world.takes(&batch, Some(change.newest), over);
-            self.push(format!("a late batch arrives, taken: {taken}"), |world| {
-                world.late = None;
-                if taken {
-                    batch.iter().for_each(|message| world.store(message));
-                }
-            });
+            let most = if taken { batch.len() } else { 0 };
+            let least = if taken && self.world.cuts > 0 { 0 } else { most };
+            for stored in least..=most {
+                self.push(format!("of a late batch {stored} of {} arrive", batch.len()), |world| {
+                    world.late = None;
+                    world.cuts -= u8::from(stored < most);
+                    batch[..stored].iter().for_each(|message| world.store(message));
+                });
+            }
         }
     }
 
@@ -115,7 +118,7 @@ impl Steps<'_> {
                 }
             });
         }
-        let writes = matches!(server.step, Step::Hold(_) | Step::Doubt(_));
+        let writes = matches!(server.step, Step::Hold(_) | Step::Doubt(_) | Step::Mending(..));
         if server.looks && (writes || matches!(server.step, Step::Idle)) {
             self.look(who);
             if writes {
@@ -127,7 +130,13 @@ impl Steps<'_> {
             Step::Idle => {}
             Step::Reading(sequence, to) => self.read_on(who, sequence, to),
             Step::Hold(change) => self.send(who, &change),
-            Step::Doubt(change) => self.find(who, change),
+            Step::Doubt(change) => {
+                if !change.given_up {
+                    self.give_up(who, &change);
+                }
+                self.find(who, change);
+            }
+            Step::Mending(before, state, ends) => self.mend(who, &before, state, ends),
         }
     }
 
@@ -137,7 +146,7 @@ impl Steps<'_> {
         let end = world.newest(None);
         let torn = end.filter(|end| end.token().is_some()).and_then(|end| {
             let seen = world.read().filter(|seen| seen.state.sequence == end.sequence)?;
-            let batch = world.mending(&seen, self.without);
+            let batch = world.mending(&seen, world.last, self.without)?;
             (!batch.is_empty()).then_some((batch, seen.newest))
         });
         match torn {
@@ -240,7 +249,8 @@ impl Steps<'_> {
 
     fn decide_to_create(&mut self, who: usize) {
         let token = Token { version: 1, from: None, ids: vec![self.id(who)], earlier: vec![] };
-        let change = Change { token, to: 0, state: 0, newest: 0, maybe_done: false };
+        let change =
+            Change { token, to: 0, state: 0, newest: 0, maybe_done: false, given_up: false };
         self.push(format!("{who} decides to create"), |world| {
             world.servers[who].step = Step::Hold(change);
         });
@@ -255,7 +265,8 @@ impl Steps<'_> {
             token.ids.push(self.id(who));
             token.earlier.push(seen.state.sequence);
             let (state, newest) = (seen.state.sequence, seen.newest);
-            let change = Change { token, to: *to, state, newest, maybe_done: false };
+            let (maybe_done, given_up) = (false, false);
+            let change = Change { token, to: *to, state, newest, maybe_done, given_up };
             let label = format!("{who} decides on {state}: {from} to {to}");
             self.push(label, |world| world.servers[who].step = Step::Hold(change));
         }
@@ -321,13 +332,28 @@ impl Steps<'_> {
         }
     }
 
+    /// Its outcome is told to be unknown, and it is looked for on: once a later record of this server is
+    /// stored, nothing that it sent before can be.
+    fn give_up(&mut self, who: usize, change: &Change) {
+        let (ids, fences) = (change.token.ids.clone(), !self.without.fence);
+        let change = Change { given_up: true, ..change.clone() };
+        self.push(format!("{who} gives {} up", change.token.newest_id()), |world| {
+            if fences && world.late.as_ref().is_some_and(|late| late.token.ids == ids) {
+                world.late = None;
+            }
+            world.servers[who].step = Step::Doubt(change);
+        });
+    }
+
     /// As `find::find_commit` and what the committer does with it.
     fn find(&mut self, who: usize, change: Change) {
         let (world, id) = (self.world, change.token.newest_id());
         let refused = matches!(world.servers[who].step, Step::Hold(_));
         let Some(seen) = world.read() else {
-            // A creation that is not there is tried again.
-            if !refused {
+            if change.given_up {
+                self.push(format!("{who} finds nothing and ends"), |w| w.end(who));
+            } else if !refused {
+                // A creation that is not there is tried again.
                 let again = Step::Hold(change);
                 self.push(format!("{who} finds nothing"), |w| w.servers[who].step = again);
             }
@@ -335,13 +361,9 @@ impl Steps<'_> {
         };
         match remembered(&seen, id, change.token.version) {
             Trace::Newest => {
-                let (batch, newest) = (world.mending(&seen, self.without), seen.newest);
-                if batch.is_empty() {
-                    self.push(format!("{who} finds {id} done"), |w| w.acknowledge(who, &change));
-                } else {
-                    let label = format!("{who} mends {id}");
-                    self.apply(&Sent { who, label, batch, newest, over: None }, |_| {}, |_| {});
-                }
+                let before = Box::new(world.servers[who].step.clone());
+                let step = Step::Mending(before, seen.state, [seen.newest, world.last]);
+                self.push(format!("{who} finds {id}"), |w| w.servers[who].step = step);
             }
             Trace::Passed(state) => self.passed(who, &change, &seen, state),
             // What was refused is not under way any more.
@@ -354,6 +376,9 @@ impl Steps<'_> {
                 world.refused.insert(change.token.ids.clone());
                 world.end(who);
             }),
+            Trace::None if change.given_up => {
+                self.push(format!("{who} finds {id} not there and ends"), |w| w.end(who));
+            }
             Trace::None => {
                 let again = Step::Hold(change);
                 self.push(format!("{who} finds {id} not there"), |w| w.servers[who].step = again);
@@ -363,6 +388,28 @@ impl Steps<'_> {
                 // The answer is that nobody knows.
                 None => self.push(format!("{who} cannot tell of {id}"), |w| w.end(who)),
             },
+        }
+    }
+
+    /// As `Mender::mend` does: what is missing is looked at after the token, which may have moved on.
+    fn mend(&mut self, who: usize, before: &Step, state: Message, [newest, last]: [u16; 2]) {
+        let (Step::Hold(change) | Step::Doubt(change), Some(token)) = (before, state.token())
+        else {
+            unreachable!("who mends has found its change");
+        };
+        let (world, id, token) = (self.world, change.token.newest_id(), token.clone());
+        let again = |world: &mut World| world.servers[who].step = before.clone();
+        let seen = Seen { state, token, newest };
+        match world.mending(&seen, last, self.without) {
+            None => self.push(format!("{who} finds {id} passed"), again),
+            Some(batch) if batch.is_empty() => {
+                self.push(format!("{who} finds {id} done"), |w| w.acknowledge(who, change));
+            }
+            Some(batch) if world.takes(&batch, Some(newest), None) => {
+                let label = format!("{who} mends {id}");
+                self.apply(&Sent { who, label, batch, newest, over: None }, again, again);
+            }
+            Some(_) => self.push(format!("{who} is too late to mend {id}"), again),
         }
     }
 

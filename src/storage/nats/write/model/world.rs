@@ -70,6 +70,8 @@ pub struct Change {
     pub newest: u16,
     /// An earlier try of it may have been stored, or may yet be.
     pub maybe_done: bool,
+    /// Its outcome was told to be unknown.
+    pub given_up: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -80,6 +82,8 @@ pub enum Step {
     Hold(Change),
     /// Has no answer.
     Doubt(Change),
+    /// Has found its change in this message, and looks now at what is missing of it; with the newest sequence of the token, and the stream's last one before that.
+    Mending(Box<Step>, Message, [u16; 2]),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -114,6 +118,8 @@ pub struct Without {
     pub token_first: bool,
     pub check_over_all_places: bool,
     pub repair_record: bool,
+    pub second_look: bool,
+    pub fence: bool,
 }
 
 /// The token as a read finds it: its message and the newest sequence.
@@ -246,8 +252,9 @@ impl World {
         self.stream.iter().any(|message| message.what == What::Record { id, completion })
     }
 
-    /// What is there of a token's newest change, as `Mender::missing` looks at it.
-    pub fn presence(&self, seen: &Seen) -> Presence {
+    /// What is there of a token's newest change, as `Mender::missing` looks at it; none if the token
+    /// has moved on into the place that it had left.
+    pub fn presence(&self, seen: &Seen, last: u16, without: Without) -> Option<Presence> {
         let (version, id) = (seen.token.version, seen.token.newest_id());
         let stands = |n: u16, completion: bool| match self.at(seen.state.sequence + n) {
             Some(message) => match message.what {
@@ -255,27 +262,31 @@ impl World {
                 What::Completion { version: v, .. } => completion && v == version,
                 _ => false,
             },
-            None => seen.state.sequence + n <= self.last,
+            None => seen.state.sequence + n <= last,
         };
         let event = stands(1, false) || self.has_record(id, false);
         let completion = !event || stands(2, true) || self.has_record(id, true);
-        let left = seen.token.from.is_none_or(|from| {
-            self.newest(Some(from)).is_none_or(|shown| {
-                shown.token().is_none() || shown.sequence >= seen.state.sequence
-            })
-        });
-        Presence { event, completion, pointer_ages: true, left }
+        let shown = seen.token.from.and_then(|from| self.newest(Some(from)));
+        let shown = shown.filter(|shown| shown.token().is_some());
+        if shown.is_some_and(|shown| shown.sequence > seen.state.sequence) && !without.second_look {
+            return None;
+        }
+        let left = shown.is_none_or(|shown| shown.sequence >= seen.state.sequence);
+        Some(Presence { event, completion, pointer_ages: true, left })
     }
 
-    /// The batch that mends a token's newest change; empty if it is whole.
-    pub fn mending(&self, seen: &Seen, without: Without) -> Batch {
+    /// The batch that mends a token's newest change, empty if it is whole; none if that must be looked
+    /// at anew.
+    pub fn mending(&self, seen: &Seen, last: u16, without: Without) -> Option<Batch> {
         let place = seen.state.place;
-        let mut pieces = seen.token.shape(place).mending(self.presence(seen));
+        let presence = self.presence(seen, last, without)?;
+        let mut pieces = seen.token.shape(place).mending(presence);
         if without.repair_record {
             pieces.retain(|piece| *piece != Piece::RepairRecord);
         }
         let alone = !pieces.contains(&Piece::Event);
-        pieces.iter().map(|piece| seen.token.message(*piece, place, Some(alone))).collect()
+        let message = |piece: &Piece| seen.token.message(*piece, place, Some(alone));
+        Some(pieces.iter().map(message).collect())
     }
 
     pub fn store(&mut self, (place, what, rollup): &(u8, What, bool)) {
@@ -302,7 +313,9 @@ impl World {
 
     /// A server has its answer.
     pub fn acknowledge(&mut self, who: usize, change: &Change) {
-        self.acked.insert(change.token.ids.clone());
+        if !change.given_up {
+            self.acked.insert(change.token.ids.clone());
+        }
         self.end(who);
     }
 
