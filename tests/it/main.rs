@@ -24,6 +24,7 @@ mod nats_guide;
 mod nats_ids;
 mod nats_life;
 mod nats_limits;
+mod nats_operator;
 mod nats_outage;
 mod nats_proxy;
 mod nats_races;

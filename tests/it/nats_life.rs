@@ -15,55 +15,55 @@ use crate::nats_server::{NatsServer, configured};
 use crate::support::{CREATE_TOKEN, CREATE_WORKFLOW, FIRE, review_input, runtime};
 
 /// A look takes milliseconds; machines can be busy.
-const WAIT_MAX: Duration = Duration::from_secs(20);
+pub const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// A server without its process: its store, and its schema over that.
-struct Node {
-    storage: Arc<NATSStorage>,
+pub struct Node {
+    pub storage: Arc<NATSStorage>,
     schema: circuit_breaker::graphql::CircuitBreakerSchema,
 }
 
 impl Node {
-    async fn start(nats: &NatsServer, options: NATSStorageOptions) -> Self {
+    pub async fn start(nats: &NatsServer, options: NATSStorageOptions) -> Self {
         let storage = NATSStorage::with_options(nats.config(), options).await.unwrap();
         let storage = Arc::new(storage);
         let schema = create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
         Self { storage, schema }
     }
 
-    async fn two(nats: &NatsServer) -> [Self; 2] {
+    pub async fn two(nats: &NatsServer) -> [Self; 2] {
         let options = NATSStorageOptions::new();
         [Self::start(nats, options.clone()).await, Self::start(nats, options).await]
     }
 
-    async fn ask(&self, query: &str, input: Value) -> Value {
+    pub async fn ask(&self, query: &str, input: Value) -> Value {
         let variables = async_graphql::Variables::from_json(json!({ "input": input }));
         let request = async_graphql::Request::new(query).variables(variables);
         serde_json::to_value(self.schema.execute(request).await).unwrap()
     }
 
     /// The code of the answer's error, or nothing.
-    async fn code(&self, query: &str, input: Value) -> String {
+    pub async fn code(&self, query: &str, input: Value) -> String {
         let answer = self.ask(query, input).await;
         answer["errors"][0]["extensions"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    async fn define(&self, id: &str) {
+    pub async fn define(&self, id: &str) {
         assert_eq!(self.code(CREATE_WORKFLOW, review_input(id)).await, "");
     }
 
-    async fn create(&self, workflow: &str) -> String {
+    pub async fn create(&self, workflow: &str) -> String {
         let answer = self.ask(CREATE_TOKEN, json!({ "workflowId": workflow })).await;
         let id = answer["data"]["createToken"]["id"].as_str();
         id.unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 
-    async fn fire(&self, token: &str, transition: &str) -> String {
+    pub async fn fire(&self, token: &str, transition: &str) -> String {
         self.code(FIRE, json!({ "tokenId": token, "transitionId": transition })).await
     }
 
     /// Each token that is listed, with its version.
-    async fn tokens(&self) -> Vec<(String, u32)> {
+    pub async fn tokens(&self) -> Vec<(String, u32)> {
         let limit = circuit_breaker::storage::PageLimit { rows: 10_000, bytes: 1 << 30 };
         let all = WorkflowStorage::list_tokens(&*self.storage, &TokenScope::All, None, limit).await;
         let mut all: Vec<_> = all
@@ -77,7 +77,7 @@ impl Node {
     }
 
     /// What health says, once `good` is so.
-    async fn health(&self, what: &str, good: impl Fn(&StorageHealth) -> bool) -> String {
+    pub async fn health(&self, what: &str, good: impl Fn(&StorageHealth) -> bool) -> String {
         let deadline = Instant::now() + WAIT_MAX;
         loop {
             let health = self.storage.health().await;
@@ -92,11 +92,11 @@ impl Node {
     }
 }
 
-fn healthy(health: &StorageHealth) -> bool {
+pub fn healthy(health: &StorageHealth) -> bool {
     *health == StorageHealth::Healthy
 }
 
-fn unhealthy(health: &StorageHealth) -> bool {
+pub fn unhealthy(health: &StorageHealth) -> bool {
     matches!(health, StorageHealth::Unhealthy(_))
 }
 
@@ -106,7 +106,7 @@ async fn identity(bus: &Bus) -> Value {
 }
 
 /// A store with a workflow and tokens, which both servers know well.
-async fn known_store(nodes: &[Node; 2]) -> Vec<String> {
+pub async fn known_store(nodes: &[Node; 2]) -> Vec<String> {
     nodes[0].define("w").await;
     let mut ids = Vec::new();
     for n in 0..20 {
@@ -391,96 +391,6 @@ fn a_write_that_was_decided_on_another_life_is_refused() {
         assert_eq!(node.tokens().await, [(created, 1)]);
         assert_eq!(node.fire(&known, "submit").await, "TOKEN_NOT_FOUND");
     });
-}
-
-async fn change(bus: &Bus, change: impl Fn(&mut Value)) -> Value {
-    let mut config = bus.stream().await["config"].take();
-    change(&mut config);
-    bus.ask(&format!("STREAM.UPDATE.{STREAM}"), &config).await
-}
-
-#[test]
-fn settings_that_an_operator_changes_are_set_right() {
-    let Some(nats) = NatsServer::start() else { return };
-    runtime().block_on(async {
-        let nodes = Node::two(&nats).await;
-        let bus = Bus::connect(&nats).await;
-        let ids = known_store(&nodes).await;
-        let right = bus.stream().await["config"].take();
-        for (field, value) in [
-            ("discard", json!("old")),
-            ("max_consumers", json!(5)),
-            ("allow_rollup_hdrs", json!(false)),
-            ("max_msgs", json!(5_000)),
-            ("max_bytes", json!(50 << 20)),
-            ("duplicate_window", json!(10_000_000_000_u64)),
-            ("subjects", json!(["cb.workflows.>"])),
-        ] {
-            let changed = change(&bus, |config| config[field] = value.clone()).await;
-            assert!(changed["error"].is_null(), "{field}: {changed}");
-            for node in &nodes {
-                node.health(field, healthy).await;
-            }
-            let now = bus.stream().await["config"].take();
-            if field != "subjects" {
-                assert_eq!(now[field], right[field], "{field}");
-            }
-            for (n, id) in ids.iter().enumerate() {
-                assert_eq!(nodes[n % 2].fire(id, "reject").await, "", "{field}");
-                assert_eq!(nodes[n % 2].fire(id, "submit").await, "", "{field}");
-            }
-        }
-    });
-}
-
-#[test]
-fn a_max_age_that_an_operator_sets_is_set_right_and_health_says_what_it_may_have_cost() {
-    let Some(nats) = NatsServer::start() else { return };
-    runtime().block_on(async {
-        let nodes = Node::two(&nats).await;
-        let bus = Bus::connect(&nats).await;
-        let ids = known_store(&nodes).await;
-        let changed = change(&bus, |config| config["max_age"] = json!(3_600_000_000_000_u64)).await;
-        assert!(changed["error"].is_null(), "{changed}");
-        let said = nodes[0].health("max_age", |health| !healthy(health)).await;
-        assert!(said.contains("max_age") && said.contains("3600 s"), "{said}");
-        assert_eq!(bus.stream().await["config"]["max_age"].as_u64().unwrap_or(0), 0);
-        for node in &nodes {
-            assert_eq!(node.tokens().await.len(), ids.len(), "an hour is long");
-            assert_eq!(node.fire(&ids[0], "reject").await, "");
-            assert_eq!(node.fire(&ids[0], "submit").await, "");
-        }
-    });
-}
-
-#[test]
-fn what_cannot_be_set_right_is_told_and_nothing_is_written() {
-    for field in ["sealed", "deny_delete"] {
-        let Some(nats) = NatsServer::start() else { return };
-        runtime().block_on(async {
-            let nodes = Node::two(&nats).await;
-            let bus = Bus::connect(&nats).await;
-            let ids = known_store(&nodes).await;
-            let changed = change(&bus, |config| config[field] = json!(true)).await;
-            assert!(changed["error"].is_null(), "{field}: {changed}");
-            for node in &nodes {
-                // Without a look it is told by what nats-server says, with one at once.
-                let begun = Instant::now();
-                if field == "sealed" {
-                    assert_eq!(node.fire(&ids[0], "reject").await, "STORAGE_UNAVAILABLE");
-                }
-                let said = node.health(field, unhealthy).await;
-                assert!(said.contains(field), "{said}");
-                let refused = node.storage.health().await;
-                assert!(unhealthy(&refused));
-                let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
-                let message = answer["errors"][0]["message"].as_str().unwrap().to_owned();
-                assert!(message.contains(field), "{message}");
-                assert!(begun.elapsed() < Duration::from_secs(4), "{field}: {:?}", begun.elapsed());
-                assert_eq!(node.tokens().await.len(), ids.len(), "reads go on");
-            }
-        });
-    }
 }
 
 const ADMIN: &str = "{ user: admin, password: a }";

@@ -529,7 +529,7 @@ fn a_mirror_of_the_stream_does_not_answer_in_its_stead() {
         bus.done("STREAM.CREATE.BACKUP", &mirror).await;
         let storage = nats.open().await;
         let health = until_degraded(&storage).await;
-        assert!(health.contains("BACKUP") && health.contains("mirror_direct"), "{health}");
+        assert!(health.contains("BACKUP") && health.contains("by a source"), "{health}");
         let workflow = review_workflow("w");
         for _ in 0..50 {
             let token = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();

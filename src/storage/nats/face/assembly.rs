@@ -50,7 +50,8 @@ impl Parts {
         let reader = Arc::new(Reader::new(Arc::clone(&link), attempts));
         let index = Arc::new(WorkflowIndex::new());
         let life = Arc::new(Life::new(Arc::clone(&reader), Arc::clone(&index)));
-        let retention = Arc::new(Retention::new(Arc::clone(&reader), Arc::clone(&life)));
+        let least = [config.default_max_messages, config.default_max_bytes];
+        let retention = Arc::new(Retention::new(Arc::clone(&reader), Arc::clone(&life), least));
         Self { link, reader, index, life, retention, meter: Arc::new(Meter::default()) }
     }
 

@@ -194,7 +194,7 @@ fn judge(state: &StreamState, notices: Vec<String>, mirror: Option<String>) -> S
     }
     wrong.extend(notices);
     wrong.extend(mirror.map(|mirror| {
-        format!("stream {mirror} mirrors ours and answers its direct gets, so reads are slower; set mirror_direct to false there")
+        format!("stream {mirror} mirrors ours and answers its direct gets, so reads are slower; delete it, and copy by a source instead of a mirror")
     }));
     if wrong.is_empty() {
         StorageHealth::Healthy

@@ -79,7 +79,7 @@ pub async fn events(
         let run = reader.events(filter, next, wanted, deadline).await?;
         let Some(newest) = run.messages.last() else { return Ok(page) };
         next = newest.sequence + 1;
-        for stored in &run.messages {
+        for stored in run.messages.iter().filter(|stored| !stored.marks.is_marker) {
             if !page.has_room(stored.payload.len(), limit) {
                 page.more = true;
                 return Ok(page);

@@ -28,6 +28,9 @@ pub const RUN_BYTES_MAX: usize = 8 << 20;
 /// Time for one run within a read of something else.
 pub const RUN_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Markers of nats-server that one read removes.
+const MARKERS_MAX: usize = 16;
+
 /// Pause before it is asked again where nobody answered.
 const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -173,11 +176,26 @@ impl Reader {
         self.one(&json!({ "seq": 1, "next_by_subj": filter })).await
     }
 
+    /// A marker of nats-server hides what stands before it, so it goes.
     async fn one(&self, request: &Value) -> Result<Option<Stored>, StorageError> {
         let request = jetstream::request(request);
+        for _ in 0..MARKERS_MAX {
+            match self.one_or_marker(&request).await? {
+                Some(marker) if marker.marks.is_marker => {
+                    jetstream::delete(&self.link, marker.sequence).await?;
+                }
+                found => return Ok(found),
+            }
+        }
+        Err(unavailable(
+            "nats-server leaves markers where messages vanish; unset subject_delete_marker_ttl",
+        ))
+    }
+
+    async fn one_or_marker(&self, request: &Bytes) -> Result<Option<Stored>, StorageError> {
         let mut found = None;
         if self.is_only_copy() {
-            let answer = self.asked(&format!("$JS.API.DIRECT.GET.{STREAM}"), &request).await?;
+            let answer = self.asked(&format!("$JS.API.DIRECT.GET.{STREAM}"), request).await?;
             match answer.status {
                 None | Some(StatusCode::OK) if is_ours(&answer) => {
                     found = Some(Stored::from_direct(answer)?);
@@ -187,7 +205,7 @@ impl Reader {
             }
         }
         if found.is_none() {
-            let answer = self.asked(&format!("$JS.API.STREAM.MSG.GET.{STREAM}"), &request).await?;
+            let answer = self.asked(&format!("$JS.API.STREAM.MSG.GET.{STREAM}"), request).await?;
             found = match jetstream::parse_error(&answer.payload) {
                 None => Some(Stored::from_leader(&answer.payload)?),
                 Some(error) if error.is(code::NO_MESSAGE) => None,

@@ -68,6 +68,9 @@ pub struct Marks {
     pub age: Option<u64>,
     /// Whether it vanishes with time: of a token, that it is completed.
     pub ages: bool,
+    /// Whether nats-server has written it where something vanished, as it does under
+    /// `subject_delete_marker_ttl`: it is none of ours.
+    pub is_marker: bool,
 }
 
 impl Marks {
@@ -92,6 +95,8 @@ impl Marks {
             self.moved_to = Some(PlaceId::parse(value).map_err(|error| error.to_string())?);
         } else if name.eq_ignore_ascii_case(header::TTL) {
             self.ages = true;
+        } else if name.eq_ignore_ascii_case(header::MARKER_REASON) {
+            self.is_marker = true;
         }
         Ok(())
     }

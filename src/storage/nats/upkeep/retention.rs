@@ -29,6 +29,8 @@ const MOVES_WAIT: Duration = Duration::from_millis(100);
 pub struct Retention {
     reader: Arc<Reader>,
     life: Arc<Life>,
+    /// Messages and bytes that the stream may hold at least: below that its limits are raised again.
+    least: [i64; 2],
     usage: Mutex<Usage>,
     wanted: Notify,
     looks: watch::Sender<Looks>,
@@ -42,10 +44,10 @@ struct Looks {
 }
 
 impl Retention {
-    pub fn new(reader: Arc<Reader>, life: Arc<Life>) -> Self {
+    pub fn new(reader: Arc<Reader>, life: Arc<Life>, least: [i64; 2]) -> Self {
         let usage = Mutex::new(Usage::new(Instant::now()));
         let (wanted, looks) = (Notify::new(), watch::Sender::new(Looks::default()));
-        Self { reader, life, usage, wanted, looks }
+        Self { reader, life, least, usage, wanted, looks }
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
@@ -73,9 +75,15 @@ impl Retention {
         }
     }
 
-    /// Notes what was counted.
+    /// Notes what was counted. History does not go for a limit that somebody has lowered: a look raises
+    /// it again.
     pub fn counted(&self, state: &StreamState) {
-        if self.usage().count(state, Instant::now()) {
+        let raised = |max: Option<u64>, least: i64| Some(max?.max(u64::try_from(least).ok()?));
+        let [messages, bytes] = self.least;
+        let (messages_max, bytes_max) =
+            (raised(state.messages_max, messages), raised(state.bytes_max, bytes));
+        let state = StreamState { messages_max, bytes_max, ..state.clone() };
+        if self.usage().count(&state, Instant::now()) {
             info!("the stream has room again");
         }
     }

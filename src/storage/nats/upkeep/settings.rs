@@ -32,6 +32,7 @@ pub fn wanted(config: &NATSStorageConfig, options: &NATSStorageOptions) -> Map<S
         "deny_delete": false,
         "deny_purge": false,
         "sealed": false,
+        "subject_delete_marker_ttl": 0,
         "republish": { "src": REPUBLISH_SOURCE, "dest": REPUBLISH_DESTINATION },
     });
     match wanted {
@@ -41,7 +42,7 @@ pub fn wanted(config: &NATSStorageConfig, options: &NATSStorageOptions) -> Map<S
 }
 
 /// Fields that an update may set without loss; everything else that differs stops the start.
-const UPDATED: [&str; 12] = [
+const UPDATED: [&str; 13] = [
     "duplicate_window",
     "subjects",
     "discard",
@@ -54,16 +55,16 @@ const UPDATED: [&str; 12] = [
     "allow_atomic",
     "allow_msg_ttl",
     "allow_rollup_hdrs",
+    "subject_delete_marker_ttl",
 ];
 
 /// Fields that nobody may set: with them messages vanish, are made or change by themselves.
-const UNSET: [&str; 9] = [
+const UNSET: [&str; 8] = [
     "mirror",
     "sources",
     "subject_transform",
     "no_ack",
     "mirror_direct",
-    "subject_delete_marker_ttl",
     "allow_msg_counter",
     "discard_new_per_subject",
     "persist_mode",
@@ -102,19 +103,24 @@ pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Differences {
                     && found[field]["headers_only"] != true;
                 (&found[field], !same)
             }
+            // More copies than were asked for do no harm; reads then ask the leader.
+            "num_replicas" => (&found[field], found[field].as_u64() < wanted.as_u64()),
             _ => (&found[field], !same(&found[field], wanted)),
         };
         if !differs {
             continue;
         }
-        let more_replicas = field == "num_replicas" && found.as_u64() < wanted.as_u64();
         if UPDATED.contains(&field.as_str())
-            || more_replicas
+            || field == "num_replicas"
             || field == "republish" && found.is_null()
         {
             changes.push((field.clone(), wanted.clone()));
         } else {
-            wrong.push(format!("{field} is {found}, and {wanted} is needed"));
+            let needed = match field.as_str() {
+                "max_msg_size" => "1048576 or more".to_owned(),
+                _ => wanted.to_string(),
+            };
+            wrong.push(format!("{field} is {found}, and {needed} is needed"));
         }
     }
     for field in UNSET {
@@ -236,13 +242,13 @@ mod tests {
         assert_eq!(changes, [("max_age".to_owned(), 0.into())]);
         assert!(wrong.unwrap().contains("storage"));
         assert_eq!(with("max_consumers", 7.into()).unwrap().len(), 1);
+        assert_eq!(with("subject_delete_marker_ttl", 5.into()).unwrap()[0].1, 0);
+        assert_eq!(with("num_replicas", 3.into()), Ok(vec![]), "more copies do no harm");
         assert_eq!(with("max_age", 5.into()), Ok(vec![("max_age".to_owned(), 0.into())]));
         for (field, value) in [
             ("retention", json!("interest")),
             ("storage", json!("memory")),
-            ("num_replicas", json!(3)),
             ("max_msg_size", json!(1000)),
-            ("subject_delete_marker_ttl", json!(1)),
             ("sources", json!([{ "name": "other" }])),
             ("republish", json!({ "src": ">", "dest": "x.>" })),
         ] {

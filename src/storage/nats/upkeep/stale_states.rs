@@ -109,12 +109,17 @@ pub async fn remove_older(
     let mut subjects = Vec::new();
     subjects::visit(link, &names::token_anywhere(workflow, id), |subject, count| {
         if subject != state.subject || count > 1 {
-            subjects.push(subject.to_owned());
+            subjects.push((subject.to_owned(), count));
         }
     })
     .await?;
     let mut removed = 0;
-    for subject in subjects {
+    for (subject, count) in subjects {
+        // A departure alone vanishes by itself; nothing has come back there.
+        let shown = if count > 1 { None } else { reader.last(&subject).await? };
+        if shown.is_some_and(|shown| shown.is_departure()) {
+            continue;
+        }
         // Whatever comes there meanwhile is newer.
         let older = json!({ "filter": subject, "seq": state.sequence });
         removed += jetstream::purge(link, &older).await?;

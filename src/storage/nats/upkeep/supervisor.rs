@@ -15,8 +15,8 @@ use crate::storage::StorageError;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::wire::config::{NATSConfigError, NATSStorageConfig, NATSStorageOptions};
-use crate::storage::nats::wire::jetstream::{self, StreamState};
-use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState};
+use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::ALL_DOUBLE_IDS;
 
@@ -256,6 +256,8 @@ impl Supervisor {
         self.retention.counted(&state);
         match jetstream::mirror(&self.link).await {
             Ok(mirror) => self.reader.set_mirror(mirror),
+            // A permission that may be missing.
+            Err(ApiError::Link(LinkError::Denied(_))) => {}
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
         }
         self.note_double_ids().await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::link::{Link, LinkError};
 use super::names::{FORMAT, STREAM, header};
@@ -100,6 +100,15 @@ pub async fn store(
 pub async fn purge(link: &Link, request: &Value) -> Result<u64, ApiError> {
     let answer = ask_long(link, &format!("STREAM.PURGE.{STREAM}"), request).await?;
     Ok(answer["purged"].as_u64().unwrap_or(0))
+}
+
+/// Removes one message. Where nats-server refuses that, it is mostly gone already: a read tells.
+pub async fn delete(link: &Link, sequence: u64) -> Result<(), ApiError> {
+    let request = json!({ "seq": sequence, "no_erase": true });
+    match ask(link, &format!("STREAM.MSG.DELETE.{STREAM}"), &request).await {
+        Ok(_) | Err(ApiError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The answer as JSON, or the error in it.

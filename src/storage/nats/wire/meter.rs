@@ -70,6 +70,11 @@ impl Meter {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Whether it has refused the newest one.
+    pub fn is_in_trouble(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Why nothing could be written for some seconds, if that is so.
     pub fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);

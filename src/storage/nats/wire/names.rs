@@ -54,6 +54,7 @@ pub mod header {
     pub const LAST_SEQUENCE: &str = "Nats-Last-Sequence";
     pub const NUM_PENDING: &str = "Nats-Num-Pending";
     pub const MESSAGE_SIZE: &str = "Nats-Msg-Size";
+    pub const MARKER_REASON: &str = "Nats-Marker-Reason";
     /// Ours: the format of the message; none means 1.
     pub const FORMAT: &str = "Cb-Format";
     /// Ours, of a token or a definition: the ids of its newest events, the newest first, by which a

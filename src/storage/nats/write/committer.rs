@@ -144,7 +144,7 @@ impl Committer {
     async fn next(&mut self) -> Option<Work> {
         loop {
             let is_open = *self.end.signals.standing.borrow() == Standing::Open;
-            if is_open && self.link.is_connected() && self.doubts.are_due(Instant::now()) {
+            if is_open && self.link.is_connected() && self.is_fence_due() {
                 return Some(Work::Doubts);
             }
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
@@ -172,6 +172,12 @@ impl Committer {
         }
     }
 
+    /// Whether changes of unknown outcome wait, or nothing could be written: whether that is over, only a
+    /// write tells, and perhaps nobody sends one.
+    fn is_fence_due(&self) -> bool {
+        self.doubts.are_due(self.meter.is_in_trouble(), Instant::now())
+    }
+
     /// Looks for changes of unknown outcome, which mends what is torn of them; those that cannot be
     /// looked for now are looked for again.
     async fn look_for_doubts(&mut self) {
@@ -182,7 +188,7 @@ impl Committer {
         // not there then, never will be.
         match self.send(&[]).await {
             Ok(last) => self.done(Vec::new(), last, Instant::now()),
-            Err(_) => return,
+            Err(error) => return debug!(?error, "doubts cannot be looked for yet"),
         }
         let commits = self.doubts.take();
         let all: Vec<_> = commits.iter().collect();
@@ -381,7 +387,8 @@ impl Committer {
                 return;
             }
         };
-        // It may be its own record that is gone; but mostly another server is just writing.
+        // It may be its own record that is gone, or a limit that somebody has lowered; but mostly another
+        // server is just writing, or the stream is full.
         if told == 0 && self.untold_at.is_none_or(|at| at.elapsed() >= LOOK_PERIOD) {
             self.untold_at = Some(Instant::now());
             self.life.want_look();

@@ -29,9 +29,9 @@ impl Doubts {
         self.commits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there are some and it is time to look for them; then not again for a moment.
-    pub fn are_due(&self, now: Instant) -> bool {
-        if self.commits().is_empty() {
+    /// Whether there are some, or another reason, and it is time to look; then not again for a moment.
+    pub fn are_due(&self, otherwise: bool, now: Instant) -> bool {
+        if !otherwise && self.commits().is_empty() {
             return false;
         }
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);

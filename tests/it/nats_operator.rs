@@ -1,0 +1,222 @@
+//! What an operator changes in the stream by hand, under running servers.
+
+use std::time::{Duration, Instant};
+
+use circuit_breaker::NATSStorageOptions;
+use circuit_breaker::storage::WorkflowStorage as _;
+use serde_json::{Value, json};
+
+use crate::nats_bus::{Bus, STREAM};
+use crate::nats_life::{Node, WAIT_MAX, healthy, known_store, unhealthy};
+use crate::nats_server::NatsServer;
+use crate::support::{CREATE_TOKEN, FIRE, runtime};
+
+async fn change(bus: &Bus, change: impl Fn(&mut Value)) -> Value {
+    let mut config = bus.stream().await["config"].take();
+    change(&mut config);
+    bus.ask(&format!("STREAM.UPDATE.{STREAM}"), &config).await
+}
+
+#[test]
+fn settings_that_an_operator_changes_are_set_right() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let right = bus.stream().await["config"].take();
+        for (field, value) in [
+            ("discard", json!("old")),
+            ("max_consumers", json!(5)),
+            ("allow_rollup_hdrs", json!(false)),
+            ("max_msgs", json!(5_000)),
+            ("max_bytes", json!(50 << 20)),
+            ("duplicate_window", json!(10_000_000_000_u64)),
+            ("subjects", json!(["cb.workflows.>"])),
+        ] {
+            let changed = change(&bus, |config| config[field] = value.clone()).await;
+            assert!(changed["error"].is_null(), "{field}: {changed}");
+            for node in &nodes {
+                node.health(field, healthy).await;
+            }
+            let now = bus.stream().await["config"].take();
+            if field != "subjects" {
+                assert_eq!(now[field], right[field], "{field}");
+            }
+            for (n, id) in ids.iter().enumerate() {
+                assert_eq!(nodes[n % 2].fire(id, "reject").await, "", "{field}");
+                assert_eq!(nodes[n % 2].fire(id, "submit").await, "", "{field}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_max_age_that_an_operator_sets_is_set_right_and_health_says_what_it_may_have_cost() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let changed = change(&bus, |config| config["max_age"] = json!(3_600_000_000_000_u64)).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let said = nodes[0].health("max_age", |health| !healthy(health)).await;
+        assert!(said.contains("max_age") && said.contains("3600 s"), "{said}");
+        assert_eq!(bus.stream().await["config"]["max_age"].as_u64().unwrap_or(0), 0);
+        for node in &nodes {
+            assert_eq!(node.tokens().await.len(), ids.len(), "an hour is long");
+            assert_eq!(node.fire(&ids[0], "reject").await, "");
+            assert_eq!(node.fire(&ids[0], "submit").await, "");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_set_right_is_told_and_nothing_is_written() {
+    for field in ["sealed", "deny_delete"] {
+        let Some(nats) = NatsServer::start() else { return };
+        runtime().block_on(async {
+            let nodes = Node::two(&nats).await;
+            let bus = Bus::connect(&nats).await;
+            let ids = known_store(&nodes).await;
+            let changed = change(&bus, |config| config[field] = json!(true)).await;
+            assert!(changed["error"].is_null(), "{field}: {changed}");
+            for node in &nodes {
+                // Without a look it is told by what nats-server says, with one at once.
+                let begun = Instant::now();
+                if field == "sealed" {
+                    assert_eq!(node.fire(&ids[0], "reject").await, "STORAGE_UNAVAILABLE");
+                }
+                let said = node.health(field, unhealthy).await;
+                assert!(said.contains(field), "{said}");
+                let refused = node.storage.health().await;
+                assert!(unhealthy(&refused));
+                let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+                let message = answer["errors"][0]["message"].as_str().unwrap().to_owned();
+                assert!(message.contains(field), "{message}");
+                assert!(begun.elapsed() < Duration::from_secs(4), "{field}: {:?}", begun.elapsed());
+                assert_eq!(node.tokens().await.len(), ids.len(), "reads go on");
+            }
+        });
+    }
+}
+
+/// Events that the stream holds.
+async fn events(bus: &Bus) -> u64 {
+    bus.subjects("cb.workflows.*.events.*").await.iter().map(|(_, count)| count).sum()
+}
+
+/// A lowered limit is raised again; until then it is no reason to remove history.
+#[test]
+fn history_does_not_go_for_a_limit_that_somebody_has_lowered() {
+    for (field, value) in [("max_msgs", json!(30)), ("max_bytes", json!(20_000))] {
+        let Some(nats) = NatsServer::start() else { return };
+        runtime().block_on(async {
+            let nodes = Node::two(&nats).await;
+            let bus = Bus::connect(&nats).await;
+            let ids = known_store(&nodes).await;
+            let before = events(&bus).await;
+            let right = bus.stream().await["config"].take();
+            let changed = change(&bus, |config| config[field] = value.clone()).await;
+            assert!(changed["error"].is_null(), "{field}: {changed}");
+            // Whoever writes meets the limit before a look does, waits a moment for room, and goes on.
+            for (n, id) in ids.iter().enumerate() {
+                assert_eq!(nodes[n % 2].fire(id, "reject").await, "", "{field}");
+            }
+            for node in &nodes {
+                node.health(field, healthy).await;
+            }
+            assert_eq!(bus.stream().await["config"][field], right[field]);
+            assert_eq!(events(&bus).await, before + ids.len() as u64, "{field}");
+        });
+    }
+}
+
+/// nats-server writes a marker where a departure vanishes, with a lifetime of the operator's: it is then
+/// the newest message of the token.
+#[test]
+fn markers_that_nats_server_leaves_hide_no_token() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let marker_ttl = |config: &mut Value| {
+            config["subject_delete_marker_ttl"] = json!(3_600_000_000_000_u64);
+        };
+        let mut moves = tokio::task::JoinSet::new();
+        let nodes = nodes.map(std::sync::Arc::new);
+        for (n, id) in ids.iter().cloned().enumerate() {
+            let node = std::sync::Arc::clone(&nodes[n % 2]);
+            moves.spawn(async move { assert_eq!(node.fire(&id, "reject").await, "") });
+        }
+        moves.join_all().await;
+        // A departure vanishes after 1.0 to 1.3 s, and what comes there then is a marker. (Those that are
+        // written from now on get the lifetime of markers themselves.)
+        let changed = change(&bus, marker_ttl).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let marked = async || {
+            let mut found = 0;
+            for id in &ids {
+                let subject = format!("cb.workflows.w.places.review.tokens.{id}");
+                let marker = bus.last(&subject).await.and_then(|message| message.headers);
+                found +=
+                    usize::from(marker.is_some_and(|it| it.get("Nats-Marker-Reason").is_some()));
+            }
+            found
+        };
+        let deadline = Instant::now() + WAIT_MAX;
+        while marked().await == 0 {
+            assert!(Instant::now() < deadline, "no markers");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for node in &nodes {
+            node.health("markers", healthy).await;
+            for id in &ids {
+                let read = node.storage.load_token(id.parse().unwrap(), None).await.unwrap();
+                assert_eq!(read.map(|stored| stored.token.version), Some(3), "{id}");
+            }
+        }
+        let config = bus.stream().await["config"].take();
+        assert_eq!(config["subject_delete_marker_ttl"].as_u64().unwrap_or(0), 0, "it is set right");
+        for (n, id) in ids.iter().enumerate() {
+            let again = json!({ "workflowId": "w", "id": id });
+            assert_eq!(nodes[n % 2].code(CREATE_TOKEN, again).await, "TOKEN_EXISTS");
+            assert_eq!(nodes[n % 2].fire(id, "submit").await, "");
+        }
+        assert_eq!(nodes[1].tokens().await.len(), ids.len());
+    });
+}
+
+/// A server that nobody sends a write to is ready again all the same: a balancer sends none before.
+#[test]
+fn trouble_that_is_over_is_over_without_a_write() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let node = Node::start(&nats, NATSStorageOptions::new()).await;
+        let bus = Bus::connect(&nats).await;
+        node.define("w").await;
+        let id = node.create("w").await;
+        let changed = change(&bus, |config| config["max_msg_size"] = json!(100)).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let said = node.health("too small", unhealthy).await;
+        assert!(said.contains("max_msg_size"), "{said}");
+        // One that was taken before that look, and goes on being tried.
+        let storage = std::sync::Arc::clone(&node.storage);
+        change(&bus, |config| config["max_msg_size"] = json!(-1)).await;
+        node.health("large again", healthy).await;
+        change(&bus, |config| config["max_msg_size"] = json!(100)).await;
+        let refused = node.ask(FIRE, json!({ "tokenId": id, "transitionId": "submit" })).await;
+        assert_eq!(refused["errors"][0]["extensions"]["code"], "STORAGE_UNAVAILABLE", "{refused}");
+        change(&bus, |config| config["max_msg_size"] = json!(-1)).await;
+        // Longer than what counts as a moment's trouble.
+        let until = Instant::now() + Duration::from_millis(3_500);
+        while Instant::now() < until {
+            drop(storage.health().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let health = storage.health().await;
+        assert!(healthy(&health), "{health:?}");
+        assert_eq!(node.fire(&id, "submit").await, "");
+    });
+}
