@@ -101,6 +101,36 @@ fn what_cannot_be_set_right_is_told_and_nothing_is_written() {
     }
 }
 
+/// With `interest` nats-server drops at once what no consumer asks for.
+#[test]
+fn a_retention_that_empties_the_stream_leaves_nothing_that_is_answered() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        known_store(&nodes).await;
+        let changed = change(&bus, |config| config["retention"] = json!("interest")).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        for node in &nodes {
+            let said = node.health("retention", unhealthy).await;
+            assert!(said.contains("retention is \"interest\""), "{said}");
+            assert_eq!(node.tokens().await, []);
+            let found = node.storage.load_workflow(&"w".parse().unwrap()).await;
+            assert!(found.unwrap().is_none());
+            let code = node.code(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+            assert!(
+                ["STORAGE_UNAVAILABLE", "WORKFLOW_NOT_FOUND"].contains(&code.as_str()),
+                "{code}"
+            );
+        }
+        change(&bus, |config| config["retention"] = json!("limits")).await;
+        for node in &nodes {
+            node.health("limits", healthy).await;
+        }
+        known_store(&nodes).await;
+    });
+}
+
 /// Events that the stream holds.
 async fn events(bus: &Bus) -> u64 {
     bus.subjects("cb.workflows.*.events.*").await.iter().map(|(_, count)| count).sum()

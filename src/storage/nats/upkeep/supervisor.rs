@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::cleaner::Origin;
 use super::identity::Keeper;
@@ -239,19 +239,16 @@ impl Supervisor {
             }
         }
         if let Some(wrong) = looked.wrong {
+            // What that has cost at once, such as all that no consumer asks for, is not answered any more.
+            if !matches!(*self.standing.borrow(), Standing::Broken(_))
+                && let Err(error) = self.look_at_life(memory, &state, acknowledged).await
+            {
+                debug!(%error, "what store it is cannot be seen or written");
+            }
             return Err(OpenError::Refused(wrong));
         }
         stream::probe(&self.link).await?;
-        let suspected = self.life.take_suspicion();
-        let looked = memory.keeper.look(&self.reader, &state, acknowledged, suspected).await;
-        let another = looked.inspect_err(|_| {
-            if suspected {
-                self.life.suspect();
-            }
-        })?;
-        if another {
-            self.link.disturb();
-        }
+        self.look_at_life(memory, &state, acknowledged).await?;
         self.reader.set_stream(&state);
         self.retention.counted(&state);
         match jetstream::mirror(&self.link).await {
@@ -264,6 +261,26 @@ impl Supervisor {
         let origin = Origin::of(&self.link, &self.meter, &state);
         let before = self.seen.send_replace(Some((origin.clone(), state)));
         if before.is_some_and(|(before, _)| origin.has_other_leader(&before)) {
+            self.link.disturb();
+        }
+        Ok(())
+    }
+
+    /// Looks whether it is the store that it was.
+    async fn look_at_life(
+        &self,
+        memory: &mut Memory,
+        state: &StreamState,
+        acknowledged: u64,
+    ) -> Result<(), StorageError> {
+        let suspected = self.life.take_suspicion();
+        let looked = memory.keeper.look(&self.reader, state, acknowledged, suspected).await;
+        let another = looked.inspect_err(|_| {
+            if suspected {
+                self.life.suspect();
+            }
+        })?;
+        if another {
             self.link.disturb();
         }
         Ok(())
