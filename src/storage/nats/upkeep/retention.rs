@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::history::History;
-use super::room::{Allowance, Done, Step, Usage};
+use super::room::{Allowance, Done, OLDEST_ROUNDS_MAX, Step, Usage};
 use crate::storage::StorageError;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
@@ -150,8 +150,13 @@ impl Retention {
             removed += match step {
                 Step::Rest => return Ok(removed),
                 Step::Oldest(excess) => {
-                    done = Done::Oldest;
-                    history.remove_oldest(excess, counted).await?
+                    let gone = history.remove_oldest(excess, counted).await?;
+                    let rounds = if gone > 0 { 1 } else { OLDEST_ROUNDS_MAX / 2 };
+                    done = match done {
+                        Done::Oldest(before) => Done::Oldest(before + rounds),
+                        _ => Done::Oldest(rounds),
+                    };
+                    gone
                 }
                 Step::AllEvents => {
                     done = Done::AllEvents;

@@ -16,6 +16,9 @@ const USELESS_PAUSE: Duration = Duration::from_millis(500);
 const USELESS_PAUSE_MAX: Duration = Duration::from_secs(60);
 const USELESS_PAUSE_TIMES: u32 = 10;
 
+/// How often in a look the oldest events go before all do; one that found none counts as half of them.
+pub const OLDEST_ROUNDS_MAX: u8 = 4;
+
 /// What the stream holds, as it was counted and as this process has written since.
 #[derive(Debug, Clone)]
 pub struct Usage {
@@ -53,7 +56,8 @@ struct Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
     Nothing,
-    Oldest,
+    /// The oldest events went, so many rounds of that.
+    Oldest(u8),
     AllEvents,
     Completed,
 }
@@ -178,7 +182,9 @@ impl Usage {
                 if refused || self.is_high() { Step::Oldest(self.excess()) } else { Step::Rest }
             }
             _ if !self.is_full() => Step::Rest,
-            Done::Oldest => Step::AllEvents,
+            // Others have written meanwhile.
+            Done::Oldest(rounds) if rounds < OLDEST_ROUNDS_MAX => Step::Oldest(self.excess()),
+            Done::Oldest(_) => Step::AllEvents,
             Done::AllEvents if now >= self.useless_until => Step::Completed,
             Done::AllEvents | Done::Completed => Step::Rest,
         }
@@ -245,8 +251,9 @@ mod tests {
             (800, Done::Nothing, Step::Rest),
             (801, Done::Nothing, Step::Oldest(101)),
             (960, Done::Nothing, Step::Oldest(260)),
-            (960, Done::Oldest, Step::AllEvents),
-            (888, Done::Oldest, Step::Rest),
+            (960, Done::Oldest(1), Step::Oldest(260)),
+            (960, Done::Oldest(OLDEST_ROUNDS_MAX), Step::AllEvents),
+            (888, Done::Oldest(1), Step::Rest),
             (889, Done::AllEvents, Step::Completed),
             (888, Done::AllEvents, Step::Rest),
             (960, Done::Completed, Step::Rest),
