@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, join, stream};
 use serde_json::json;
 use tracing::warn;
 use uuid::Uuid;
@@ -117,30 +117,42 @@ impl History {
     }
 
     /// Removes about so many of the oldest events, given how many messages there were when that was
-    /// decided. Gives how many went.
-    pub async fn remove_oldest(&self, excess: u64, counted: u64) -> Result<u64, StorageError> {
+    /// decided. Gives how many went; none if there are no events.
+    pub async fn remove_oldest(
+        &self,
+        excess: u64,
+        counted: u64,
+    ) -> Result<Option<u64>, StorageError> {
         let link = &self.reader.link;
         let before = jetstream::stream_state(link).await?;
         // Somebody else may have removed some since.
         let wanted = excess.saturating_sub(counted.saturating_sub(before.messages));
         if wanted == 0 {
-            return Ok(0);
+            return Ok(Some(0));
         }
-        let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(0) };
+        let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(None) };
         // Others may have removed all that was there before.
         let last = before.last_sequence.max(first.sequence);
-        let total = self.reader.matching_from(ALL_EVENTS, first.sequence).await?;
+        let total = self.events_between(first.sequence, last + 1).await?;
         let mut probe = Probe::new(wanted, total, first.sequence, last);
         while let Some(sequence) = probe.next() {
-            let left = self.reader.matching_from(ALL_EVENTS, sequence).await?;
+            let left = self.events_between(sequence, last + 1).await?;
             probe.on(sequence, total.saturating_sub(left));
         }
         // Or may do so now.
         let now = jetstream::stream_state(link).await?;
         if now.messages + wanted / 2 < before.messages {
-            return Ok(0);
+            return Ok(Some(0));
         }
-        self.purge_events(probe.cut()).await
+        self.purge_events(probe.cut()).await.map(Some)
+    }
+
+    /// How many events stand from a sequence on, before another. nats-server counts up to the end of the
+    /// stream, and others write meanwhile: what they add is not taken for what stands here.
+    async fn events_between(&self, from: u64, before: u64) -> Result<u64, StorageError> {
+        let all = self.reader.matching_from(ALL_EVENTS, from);
+        let (all, added) = join!(all, self.reader.matching_from(ALL_EVENTS, before));
+        Ok(all?.saturating_sub(added?))
     }
 
     /// Removes all events. Gives how many went.

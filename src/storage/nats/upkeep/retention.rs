@@ -151,12 +151,12 @@ impl Retention {
                 Step::Rest => return Ok(removed),
                 Step::Oldest(excess) => {
                     let gone = history.remove_oldest(excess, counted).await?;
-                    let rounds = if gone > 0 { 1 } else { OLDEST_ROUNDS_MAX / 2 };
-                    done = match done {
-                        Done::Oldest(before) => Done::Oldest(before + rounds),
-                        _ => Done::Oldest(rounds),
+                    done = match (gone, done) {
+                        (None, _) => Done::Oldest(OLDEST_ROUNDS_MAX),
+                        (Some(_), Done::Oldest(before)) => Done::Oldest(before + 1),
+                        (Some(_), _) => Done::Oldest(1),
                     };
-                    gone
+                    gone.unwrap_or(0)
                 }
                 Step::AllEvents => {
                     done = Done::AllEvents;

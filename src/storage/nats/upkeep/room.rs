@@ -16,8 +16,8 @@ const USELESS_PAUSE: Duration = Duration::from_millis(500);
 const USELESS_PAUSE_MAX: Duration = Duration::from_secs(60);
 const USELESS_PAUSE_TIMES: u32 = 10;
 
-/// How often in a look the oldest events go before all do; one that found none counts as half of them.
-pub const OLDEST_ROUNDS_MAX: u8 = 4;
+/// How often in a look the oldest events go, where others write meanwhile, before all do.
+pub const OLDEST_ROUNDS_MAX: u8 = 16;
 
 /// What the stream holds, as it was counted and as this process has written since.
 #[derive(Debug, Clone)]
