@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use circuit_breaker::graphql::ErrorCode;
 use serde_json::{Value, json};
@@ -234,17 +235,22 @@ fn hammered_with_the_largest_bodies_the_server_stays_small() {
             scope.spawn(move || {
                 let connection = target.server.client();
                 for body in bodies.iter().cycle().skip(client * 4).take(bodies.len()) {
-                    let (status, answer) = connection.post("application/json", body).unwrap();
-                    assert!([200, 400, 413].contains(&status), "{status}");
-                    let codes = codes(&answer);
-                    // On a machine that is busy otherwise, one may not have its turn in time.
-                    let refusals = [
-                        "INVALID_INPUT",
-                        "PAYLOAD_TOO_LARGE",
-                        "QUERY_TOO_COMPLEX",
-                        "STORAGE_UNAVAILABLE",
-                    ];
-                    assert!(refusals.contains(&codes.as_str()), "{codes}");
+                    // On a machine that is busy otherwise, one may not have its turn in time, and asks
+                    // again; in the end it is refused for what it is.
+                    let deadline = Instant::now() + Duration::from_secs(60);
+                    let codes = loop {
+                        let answer = connection.post("application/json", body).unwrap();
+                        assert!([200, 400, 413].contains(&answer.0), "{}", answer.0);
+                        let codes = codes(&answer.1);
+                        if codes != "STORAGE_UNAVAILABLE" || Instant::now() > deadline {
+                            break codes;
+                        }
+                    };
+                    assert!(
+                        ["INVALID_INPUT", "PAYLOAD_TOO_LARGE", "QUERY_TOO_COMPLEX"]
+                            .contains(&codes.as_str()),
+                        "{codes}"
+                    );
                 }
             });
         }
