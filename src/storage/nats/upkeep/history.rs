@@ -117,20 +117,20 @@ impl History {
     }
 
     /// Removes about so many of the oldest events, given how many messages there were when that was
-    /// decided. Gives how many went; none if there are no events.
+    /// decided. Gives how many went, and whether there may be older ones that stay.
     pub async fn remove_oldest(
         &self,
         excess: u64,
         counted: u64,
-    ) -> Result<Option<u64>, StorageError> {
+    ) -> Result<(u64, bool), StorageError> {
         let link = &self.reader.link;
         let before = jetstream::stream_state(link).await?;
         // Somebody else may have removed some since.
         let wanted = excess.saturating_sub(counted.saturating_sub(before.messages));
         if wanted == 0 {
-            return Ok(Some(0));
+            return Ok((0, true));
         }
-        let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok(None) };
+        let Some(first) = self.reader.first(ALL_EVENTS).await? else { return Ok((0, false)) };
         // Others may have removed all that was there before.
         let last = before.last_sequence.max(first.sequence);
         let total = self.events_between(first.sequence, last + 1).await?;
@@ -142,9 +142,9 @@ impl History {
         // Or may do so now.
         let now = jetstream::stream_state(link).await?;
         if now.messages + wanted / 2 < before.messages {
-            return Ok(Some(0));
+            return Ok((0, true));
         }
-        self.purge_events(probe.cut()).await.map(Some)
+        Ok((self.purge_events(probe.cut()).await?, total > wanted))
     }
 
     /// How many events stand from a sequence on, before another. nats-server counts up to the end of the

@@ -150,13 +150,13 @@ impl Retention {
             removed += match step {
                 Step::Rest => return Ok(removed),
                 Step::Oldest(excess) => {
-                    let gone = history.remove_oldest(excess, counted).await?;
-                    done = match (gone, done) {
-                        (None, _) => Done::Oldest(OLDEST_ROUNDS_MAX),
-                        (Some(_), Done::Oldest(before)) => Done::Oldest(before + 1),
-                        (Some(_), _) => Done::Oldest(1),
+                    let (gone, some_stay) = history.remove_oldest(excess, counted).await?;
+                    done = match done {
+                        _ if !some_stay => Done::Oldest(OLDEST_ROUNDS_MAX),
+                        Done::Oldest(before) => Done::Oldest(before + 1),
+                        _ => Done::Oldest(1),
                     };
-                    gone.unwrap_or(0)
+                    gone
                 }
                 Step::AllEvents => {
                     done = Done::AllEvents;
