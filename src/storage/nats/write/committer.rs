@@ -135,7 +135,11 @@ impl Committer {
                 Work::Retry(group) => drop(self.settle(group).await),
                 // It has told what stands in its way, and is tried again.
                 Work::Look => drop(self.look_at_the_end().await),
-                Work::Doubts => self.look_for_doubts().await,
+                Work::Doubts => {
+                    let begun = Instant::now();
+                    self.look_for_doubts().await;
+                    self.doubts.looked(begun, Instant::now());
+                }
             }
         }
     }
@@ -144,7 +148,9 @@ impl Committer {
     async fn next(&mut self) -> Option<Work> {
         loop {
             let is_open = *self.end.signals.standing.borrow() == Standing::Open;
-            if is_open && self.link.is_connected() && self.is_fence_due() {
+            // Whether trouble is over, only a write tells, and perhaps nobody sends one.
+            let due = self.doubts.are_due(self.meter.is_in_trouble(), Instant::now());
+            if due && is_open && self.link.is_connected() {
                 return Some(Work::Doubts);
             }
             let is_new = !self.held.is_empty() || !self.queue.is_empty();
@@ -172,12 +178,6 @@ impl Committer {
         }
     }
 
-    /// Whether changes of unknown outcome wait, or nothing could be written: whether that is over, only a
-    /// write tells, and perhaps nobody sends one.
-    fn is_fence_due(&self) -> bool {
-        self.doubts.are_due(self.meter.is_in_trouble(), Instant::now())
-    }
-
     /// Looks for changes of unknown outcome, which mends what is torn of them; those that cannot be
     /// looked for now are looked for again.
     async fn look_for_doubts(&mut self) {
@@ -193,7 +193,7 @@ impl Committer {
         let commits = self.doubts.take();
         let all: Vec<_> = commits.iter().collect();
         let found = find::find_commits(&self.arbiter.mender, &all).await.len();
-        commits.into_iter().skip(found).for_each(|commit| self.doubts.push(commit));
+        self.doubts.put_back(commits.into_iter().skip(found).collect());
     }
 
     /// Nothing is written before the end of the stream is whole.
