@@ -1,6 +1,6 @@
-//! The two things that the domain does with free JSON: merge it and bound it.
+//! What the domain does with free JSON: merge it, bound it and weigh it.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Applies a JSON Merge Patch to `target` (RFC 7396).
 ///
@@ -39,10 +39,42 @@ pub fn depth_exceeds(value: &Value, levels: usize) -> bool {
     }
 }
 
+/// Bytes that a value takes in memory, about, and an object and each of its fields beside that.
+const VALUE_BYTES: u64 = 32;
+const OBJECT_BYTES: u64 = 200;
+const FIELD_BYTES: u64 = 100;
+
+/// Bytes that a value takes in memory, about: many small ones take far more than their text.
+pub fn memory_of(value: &Value) -> u64 {
+    VALUE_BYTES
+        + match value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+            Value::String(text) => text.len() as u64,
+            Value::Array(values) => values.iter().map(memory_of).sum(),
+            Value::Object(fields) => memory_of_fields(fields),
+        }
+}
+
+/// The same for an object.
+pub fn memory_of_fields(fields: &Map<String, Value>) -> u64 {
+    let field =
+        |(name, value): (&String, &Value)| FIELD_BYTES + name.len() as u64 + memory_of(value);
+    OBJECT_BYTES + fields.iter().map(field).sum::<u64>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn many_small_values_weigh_more_than_their_text() {
+        let numbers = Value::from(vec![1; 1_000]);
+        let objects = json!(vec![json!({ "a": 1 }); 1_000]);
+        assert_eq!(memory_of(&"x".repeat(2_000).into()), 2_032);
+        assert_eq!(memory_of(&numbers), 32 + 32 * 1_000);
+        assert_eq!(memory_of(&objects), 32 + (32 + 200 + 100 + 1 + 32) * 1_000);
+    }
 
     #[test]
     fn merge_patch_does_what_the_appendix_of_rfc_7396_lists() {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::id::{PlaceId, TransitionId, WorkflowId};
+use super::json::{memory_of, memory_of_fields};
 
 /// What a client attaches to a token at its creation: a JSON object that no move changes.
 pub type TokenMetadata = serde_json::Map<String, Value>;
@@ -44,6 +45,27 @@ pub struct Token {
     pub nats_subject: Option<String>,
     /// The same moves as in `history`, in the same order, with who fired them.
     pub transition_history: Vec<TransitionRecord>,
+}
+
+/// Bytes that a token takes in memory beside free JSON, and each move that it remembers, about.
+const TOKEN_BYTES: u64 = 800;
+const MOVE_BYTES: u64 = 600;
+
+impl Token {
+    /// Bytes that it takes in memory, about.
+    pub fn memory(&self) -> u64 {
+        let moves =
+            self.history.iter().map(|event| MOVE_BYTES + event.data.as_ref().map_or(0, memory_of));
+        let records = self.transition_history.iter().map(|record| {
+            record.metadata.as_ref().map_or(0, memory_of)
+                + record.triggered_by.as_ref().map_or(0, |name| name.len() as u64)
+        });
+        TOKEN_BYTES
+            + memory_of(&self.data)
+            + memory_of_fields(&self.metadata)
+            + moves.sum::<u64>()
+            + records.sum::<u64>()
+    }
 }
 
 /// One move as the token itself remembers it.

@@ -146,7 +146,14 @@ impl Engine {
         let limit = page_limit(first)?;
         let stored = self.token_to_act_on(token).await?;
         let mut turn = budget.turn().await?;
-        let page = self.storage.token_moves(&stored.token, before, turn.bound(limit)).await?;
+        let page = self.storage.token_moves(&stored.token, before, turn.bound(limit)).await;
+        let page = page.map_err(|error| match error {
+            StorageError::ForeignCursor { .. } => EngineError::InvalidInput {
+                field: "after",
+                rule: format!("{error}; use the endCursor of the page before"),
+            },
+            error => error.into(),
+        })?;
         Ok(turn.pay(page))
     }
 

@@ -248,6 +248,7 @@ fn failed_storage(error: StorageError, message: String) -> async_graphql::Error 
         StorageError::Conflict { .. }
         | StorageError::WorkflowExists { .. }
         | StorageError::TokenExists { .. }
+        | StorageError::ForeignCursor { .. }
         | StorageError::Unfit { .. }
         | StorageError::Corrupt { .. } => from_server_error(defect(&message)),
     }

@@ -361,6 +361,15 @@ impl WorkflowStorage for InMemoryStorage {
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
         let state = self.state()?;
+        if let Some(cursor) = before {
+            match state.events.get(&cursor).map(|event| event.value.token_id) {
+                Some(of) if of != Some(token.id) => {
+                    return Err(StorageError::ForeignCursor { cursor, token: token.id });
+                }
+                Some(_) => {}
+                None => return Ok(Page { items: Vec::new(), more: false, bytes: 0 }),
+            }
+        }
         let moves = state.moves.get(&token.id);
         let end = moves.map_or(0, |moves| match before {
             None => moves.len(),

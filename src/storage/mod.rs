@@ -155,6 +155,14 @@ pub enum StorageError {
         /// What was tried and what came of it.
         reason: String,
     },
+    /// A page was to go on behind something that is not of this list.
+    #[error("{cursor} is not a move of token {token}")]
+    ForeignCursor {
+        /// What it was to go on behind.
+        cursor: Sequence,
+        /// The token whose moves are listed.
+        token: Uuid,
+    },
     /// It does not fit what is there, such as a token of a workflow that is not. Nothing was written.
     #[error("{what} cannot be stored: {reason}")]
     Unfit {
@@ -297,7 +305,8 @@ pub trait WorkflowStorage: Send + Sync + 'static {
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError>;
 
-    /// The moves of a token, newest first, those before `before`.
+    /// The moves of a token, newest first, those before `before`, which is one of its events; there is
+    /// nothing before one that is no longer kept.
     async fn token_moves(
         &self,
         token: &Token,

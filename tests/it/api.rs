@@ -279,6 +279,10 @@ mod case {
             assert_eq!(page["edges"].as_array().unwrap().len(), 50, "the default page");
         }
         assert_eq!(seen.len(), 120);
+        let other = api.create_token("w", json!({})).await;
+        let refused = api.error(query, json!({ "id": other, "after": after })).await;
+        assert_eq!(refused["extensions"]["code"], "INVALID_INPUT");
+        assert_eq!(refused["extensions"]["details"]["field"], "after");
         for (n, record) in (0..120).rev().zip(&seen) {
             assert_eq!(record["data"], json!({ "n": n }));
             assert_eq!(record["triggeredBy"], format!("user {n}"));

@@ -439,6 +439,15 @@ async fn history_is_newest_first_and_of_one_token_alone(storage: Arc<dyn Workflo
         }
     }
     assert_eq!(joined, whole);
+
+    let others = storage.token_moves(&bystander.token, None, rows(3)).await.unwrap().items;
+    let cursor = others[2].sequence;
+    let refused = storage.token_moves(&stored.token, Some(cursor), rows(7)).await.unwrap_err();
+    assert!(matches!(refused, StorageError::ForeignCursor { .. }), "{refused}");
+    let nothing = storage.token_moves(&stored.token, Some(Sequence(u64::MAX >> 1)), ALL).await;
+    assert_eq!(nothing.unwrap().items, [], "what is not there has nothing before it");
+    let first = whole.last().unwrap().sequence;
+    assert_eq!(storage.token_moves(&stored.token, Some(first), ALL).await.unwrap().items, []);
 }
 
 async fn events_are_in_one_order_with_every_change_in_it(storage: Arc<dyn WorkflowStorage>) {

@@ -167,6 +167,20 @@ pub fn moves(
     before: Option<Sequence>,
     limit: PageLimit,
 ) -> Result<Page<StoredEvent>, StorageError> {
+    if let Some(cursor) = before {
+        let sql = "SELECT token FROM events WHERE sequence = ?1";
+        let of: Option<Option<Vec<u8>>> = connection
+            .prepare_cached(sql)
+            .and_then(|mut select| select.query_row([key(before, 0)], |row| row.get(0)).optional())
+            .map_err(|error| read_error(&error))?;
+        match of {
+            Some(of) if of.as_deref() != Some(token.as_bytes().as_slice()) => {
+                return Err(StorageError::ForeignCursor { cursor, token });
+            }
+            Some(_) => {}
+            None => return Ok(Page { items: Vec::new(), more: false, bytes: 0 }),
+        }
+    }
     let sql = "SELECT sequence, body FROM events INDEXED BY moves_by_token
         WHERE token = ?3 AND is_move = 1 AND sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
     let parameters = params![key(before, i64::MAX), sql_limit(limit), token.as_bytes()];

@@ -12,11 +12,8 @@ use crate::storage::StoredToken;
 /// Bytes of memory that the kept tokens may take.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
 
-/// Bytes of memory for one of a token's stored form, about: names and values have their own pieces.
-const MEMORY_PER_BYTE: usize = 3;
-
-/// Bytes of one of them in its stored form: a larger one would push out many.
-const TOKEN_BYTES_MAX: usize = 64 << 10;
+/// Bytes of memory of one of them: a larger one would push out many.
+const TOKEN_BYTES_MAX: u64 = 192 << 10;
 
 /// Tokens that the cache is laid out for.
 const KEPT_TOKENS: usize = 8 << 10;
@@ -34,7 +31,8 @@ pub struct Recent {
 #[derive(Debug, Clone)]
 struct Kept {
     stored: StoredToken,
-    bytes: usize,
+    /// Bytes that it takes, about.
+    memory: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -42,7 +40,7 @@ struct Bytes;
 
 impl Weighter<Uuid, Kept> for Bytes {
     fn weight(&self, _: &Uuid, kept: &Kept) -> u64 {
-        (kept.bytes * MEMORY_PER_BYTE) as u64
+        kept.memory
     }
 }
 
@@ -59,10 +57,11 @@ impl Recent {
         self.tokens.remove(&id);
     }
 
-    /// Keeps a token that has `bytes` in its stored form, unless it is large.
-    pub fn remember(&self, stored: StoredToken, bytes: usize) {
-        if bytes <= TOKEN_BYTES_MAX {
-            self.tokens.insert(stored.token.id, Kept { stored, bytes });
+    /// Keeps a token, unless it is large.
+    pub fn remember(&self, stored: StoredToken) {
+        let memory = stored.token.memory();
+        if memory <= TOKEN_BYTES_MAX {
+            self.tokens.insert(stored.token.id, Kept { stored, memory });
         }
     }
 }

@@ -159,7 +159,7 @@ impl Writer {
             (&outcome, job.write)
         {
             let stored = StoredToken { token: token.token, revision: *revision };
-            self.recent.remember(stored, token.body.len());
+            self.recent.remember(stored);
         }
         // A caller that has gone away took the outcome as unknown.
         drop(job.answer.send(outcome));

@@ -111,9 +111,8 @@ impl NATSStorage {
     }
 
     async fn write_token(&self, commit: Commit, token: Token) -> Result<StoredToken, StorageError> {
-        let bytes = commit.state_payload().len();
         let stored = stored(token, self.write(commit).await?);
-        self.parts.reader.known.keep(stored.revision.0, &stored.token, bytes);
+        self.parts.reader.known.keep(stored.revision.0, &stored.token);
         Ok(stored)
     }
 

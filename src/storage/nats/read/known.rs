@@ -15,7 +15,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -28,17 +27,6 @@ const GENERATION_MAX: usize = 25_000;
 
 /// Bytes of tokens that are kept, about.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
-
-/// Bytes of a kept token beside its data.
-const KEPT_BYTES: u64 = 256;
-
-/// What a token takes in memory beside its data, in bytes of its JSON.
-const MEMORY_FACTOR: u64 = 3;
-
-/// Bytes that a JSON value takes, about, and an object and each of its fields beside that.
-const VALUE_BYTES: u64 = 32;
-const OBJECT_BYTES: u64 = 200;
-const FIELD_BYTES: u64 = 100;
 
 /// Refused guesses among so many after which nothing is guessed for a while: first a second, then
 /// twice as long each time, up to a minute.
@@ -163,22 +151,6 @@ impl Weighter<Uuid, Kept> for Bytes {
     }
 }
 
-/// Bytes that a value takes, about: many small ones take far more than their text.
-fn memory_of(value: &Value) -> u64 {
-    VALUE_BYTES
-        + match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-            Value::String(text) => text.len() as u64,
-            Value::Array(values) => values.iter().map(memory_of).sum(),
-            Value::Object(fields) => {
-                let field = |(name, value): (&String, &Value)| {
-                    FIELD_BYTES + name.len() as u64 + memory_of(value)
-                };
-                OBJECT_BYTES + fields.iter().map(field).sum::<u64>()
-            }
-        }
-}
-
 /// What is known of the tokens that were read or written last.
 #[derive(Debug, Default)]
 struct Generations {
@@ -273,10 +245,10 @@ impl KnownTokens {
     }
 
     /// Keeps a token that was just written, in the message `state`.
-    pub fn keep(&self, state: u64, token: &Arc<Token>, bytes: usize) {
+    pub fn keep(&self, state: u64, token: &Arc<Token>) {
         if self.kept.get(&token.id).is_none_or(|kept| kept.state < state) {
-            let memory = KEPT_BYTES + MEMORY_FACTOR * bytes as u64 + memory_of(&token.data);
-            self.kept.insert(token.id, Kept { token: Arc::clone(token), state, memory });
+            let kept = Kept { token: Arc::clone(token), state, memory: token.memory() };
+            self.kept.insert(token.id, kept);
         }
     }
 
@@ -325,15 +297,6 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn many_small_values_weigh_more_than_their_text() {
-        let numbers = Value::from(vec![1; 1_000]);
-        let objects = serde_json::json!(vec![serde_json::json!({ "a": 1 }); 1_000]);
-        assert_eq!(memory_of(&"x".repeat(2_000).into()), 2_032);
-        assert_eq!(memory_of(&numbers), 32 + 32 * 1_000);
-        assert_eq!(memory_of(&objects), 32 + (32 + 200 + 100 + 1 + 32) * 1_000);
-    }
 
     #[test]
     fn what_a_commit_expects_depends_on_the_age_of_the_departure() {

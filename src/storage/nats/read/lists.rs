@@ -111,14 +111,11 @@ pub async fn moves(
         if !chain::is_move(read.event.kind) {
             break;
         }
-        // A cursor that is none of this token's events is only compared.
-        if before.is_none_or(|before| read.sequence < before) {
-            if !page.has_room(stored.payload.len(), limit) {
-                page.more = true;
-                break;
-            }
-            page.push(read, stored.payload.len());
+        if !page.has_room(stored.payload.len(), limit) {
+            page.more = true;
+            break;
         }
+        page.push(read, stored.payload.len());
         if Instant::now() >= deadline {
             return Err(unavailable("the history took too long; ask for fewer rows"));
         }
@@ -132,11 +129,15 @@ async fn newest_before(
     token: &Token,
     before: Option<Sequence>,
 ) -> Result<Option<Stored>, StorageError> {
-    if let Some(before) = before
-        && let Some(stored) = reader.at(before.0).await?
-        && chain::is_of(&stored, token.id)
-    {
-        return chain::event_before(reader, &stored).await;
+    if let Some(cursor) = before {
+        return match reader.at(cursor.0).await? {
+            Some(stored) if chain::is_of(&stored, token.id) => {
+                chain::event_before(reader, &stored).await
+            }
+            // Searched for along the chain, it would cost the whole history.
+            Some(_) => Err(StorageError::ForeignCursor { cursor, token: token.id }),
+            None => Ok(None),
+        };
     }
     match token::find(reader, &token.workflow_id, token.id).await? {
         Some(found) => chain::event_of(reader, &found.state).await,

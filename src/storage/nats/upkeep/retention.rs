@@ -30,7 +30,7 @@ pub struct Retention {
     reader: Arc<Reader>,
     life: Arc<Life>,
     /// Messages and bytes that the stream may hold at least: below that its limits are raised again.
-    least: [i64; 2],
+    least: [u64; 2],
     usage: Mutex<Usage>,
     wanted: Notify,
     looks: watch::Sender<Looks>,
@@ -45,6 +45,8 @@ struct Looks {
 
 impl Retention {
     pub fn new(reader: Arc<Reader>, life: Arc<Life>, least: [i64; 2]) -> Self {
+        // The configuration takes no negative ones.
+        let least = least.map(i64::unsigned_abs);
         let usage = Mutex::new(Usage::new(Instant::now()));
         let (wanted, looks) = (Notify::new(), watch::Sender::new(Looks::default()));
         Self { reader, life, least, usage, wanted, looks }
@@ -78,11 +80,12 @@ impl Retention {
     /// Notes what was counted. History does not go for a limit that somebody has lowered: a look raises
     /// it again.
     pub fn counted(&self, state: &StreamState) {
-        let raised = |max: Option<u64>, least: i64| Some(max?.max(u64::try_from(least).ok()?));
         let [messages, bytes] = self.least;
-        let (messages_max, bytes_max) =
-            (raised(state.messages_max, messages), raised(state.bytes_max, bytes));
-        let state = StreamState { messages_max, bytes_max, ..state.clone() };
+        let state = StreamState {
+            messages_max: state.messages_max.map(|max| max.max(messages)),
+            bytes_max: state.bytes_max.map(|max| max.max(bytes)),
+            ..state.clone()
+        };
         if self.usage().count(&state, Instant::now()) {
             info!("the stream has room again");
         }

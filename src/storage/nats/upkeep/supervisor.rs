@@ -240,8 +240,8 @@ impl Supervisor {
         }
         if let Some(wrong) = looked.wrong {
             // What that has cost at once, such as all that no consumer asks for, is not answered any more.
-            if !matches!(*self.standing.borrow(), Standing::Broken(_))
-                && let Err(error) = self.look_at_life(memory, &state, acknowledged).await
+            let was_broken = matches!(*self.standing.borrow(), Standing::Broken(_));
+            if !was_broken && let Err(error) = self.look_at_life(memory, &state, acknowledged).await
             {
                 debug!(%error, "what store it is cannot be seen or written");
             }

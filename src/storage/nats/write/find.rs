@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
 use uuid::Uuid;
 
 use super::commit::{Commit, Kind, Target};
@@ -53,8 +54,14 @@ pub async fn find_commits(mender: &Mender, commits: &[&Commit]) -> Vec<Found> {
     }
     let mut looks = stream::iter(each).buffered(LOOKS_AT_ONCE);
     let mut found = Vec::with_capacity(commits.len());
-    while let Ok(Some(Ok(next))) = timeout_at(until, looks.next()).await {
-        found.push(next);
+    while let Ok(Some(next)) = timeout_at(until, looks.next()).await {
+        match next {
+            Ok(next) => found.push(next),
+            Err(error) => {
+                debug!(%error, "a change of unknown outcome cannot be looked for now");
+                break;
+            }
+        }
     }
     found
 }

@@ -82,7 +82,8 @@ pub enum Step {
     Hold(Change),
     /// Has no answer.
     Doubt(Change),
-    /// Has found its change in this message, and looks now at what is missing of it; with the newest sequence of the token, and the stream's last one before that.
+    /// Has found its change in this message, and looks now at what is missing of it; with the newest
+    /// sequence of the token, and the stream's last one before that.
     Mending(Box<Step>, Message, [u16; 2]),
 }
 
