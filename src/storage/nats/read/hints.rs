@@ -67,17 +67,13 @@ impl Hints {
         self.filters.insert(filter.to_owned(), hint);
     }
 
-    pub fn set_distance(&self, filter: &str, distance: u64) {
+    /// Notes what a search has shown.
+    pub fn learn(&self, filter: &str, distance: Option<u64>, floor: Option<u64>) {
         let hint = self.of(filter);
-        if hint.distance != Some(distance) {
-            self.filters.insert(filter.to_owned(), Hint { distance: Some(distance), ..hint });
-        }
-    }
-
-    pub fn raise_floor(&self, filter: &str, floor: u64) {
-        let hint = self.of(filter);
-        if floor > hint.floor {
-            self.filters.insert(filter.to_owned(), Hint { floor, ..hint });
+        let distance = distance.or(hint.distance);
+        let floor = floor.map_or(hint.floor, |floor| floor.max(hint.floor));
+        if (distance, floor) != (hint.distance, hint.floor) {
+            self.filters.insert(filter.to_owned(), Hint { distance, floor, ..hint });
         }
     }
 }

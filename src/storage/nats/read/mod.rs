@@ -9,6 +9,7 @@ pub mod life;
 pub mod lists;
 pub mod reader;
 pub mod scan;
+pub mod search;
 pub mod stored;
 pub mod token;
 pub mod workflow_index;

@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::reader::{self, RUN_MESSAGES_MAX, Reader, Run, unavailable};
+use super::search::{Learned, Next, Search, Step};
 use super::stored::Stored;
 use crate::storage::StorageError;
 use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT};
@@ -31,17 +32,6 @@ const SAMPLE_PLACES: u64 = 4;
 
 /// Matches in a sample from which on there are many.
 const SAMPLE_MANY: usize = 8;
-
-/// Single messages asked for at once.
-const AT_ONCE_MAX: usize = 64;
-
-/// Bytes of single messages asked for at once, as far as can be foreseen.
-const AT_ONCE_BYTES: usize = 8 << 20;
-
-/// Messages from one match to the next, up to which whole stretches of the stream are read, and
-/// matches after which that is known.
-const DENSE_MAX: u64 = 4;
-const DENSE_AFTER: usize = 4;
 
 /// The token messages on the subjects that match a filter, from `start` on, about `limit` of them,
 /// departures included; fewer, though there are more, where they are large.
@@ -77,7 +67,7 @@ async fn run(
     } else if !hint.says_many() {
         reader.hints.many(filter);
     }
-    singles(reader, filter, start, limit, deadline).await
+    search(reader, filter, start, limit, deadline).await
 }
 
 /// All that match in one snapshot; none if there are too many.
@@ -113,129 +103,33 @@ async fn sample_has_many(reader: &Reader, filter: &str) -> Result<bool, StorageE
     Ok(found >= SAMPLE_MANY)
 }
 
-/// One answer to the question for the next match from a sequence on.
-struct Next {
-    from: u64,
-    found: Option<Stored>,
-}
-
-/// Message by message. Several are asked for at once, each from further on than the one before, by
-/// the distance that matches have had so far; an answer counts where no match can lie between it
-/// and the one before. nats-server takes the questions up in their order, so a token that moves
-/// meanwhile is found where it was or where it comes to.
-async fn singles(
+/// Message by message, or stretch by stretch: see [`Search`].
+async fn search(
     reader: &Reader,
     filter: &str,
     start: u64,
     limit: usize,
     deadline: Instant,
 ) -> Result<Run, StorageError> {
-    let hint = reader.hints.of(filter);
-    let mut run = Run::default();
-    let mut position = start.max(hint.floor).max(1);
-    let from_floor = start <= hint.floor.max(1);
-    if position == 1 {
-        // A search from the very first message on looks at all subjects that match first.
-        if let Some(first) = reader.at(1).await?
-            && names::covers(filter, &first.subject)
-        {
-            run.messages.push(first);
-        }
-        position = 2;
-    }
-    let mut distance = hint.distance.unwrap_or(1);
-    let (mut at_once, mut largest) = (1_usize, 1_024_usize);
-    let mut bytes = 0;
-    while run.messages.len() < limit && bytes < reader::RUN_BYTES_MAX {
-        if Instant::now() >= deadline {
+    let mut search = Search::new(filter, start, limit, &reader.hints.of(filter));
+    loop {
+        let step = search.next_step();
+        if step != Step::Done && Instant::now() >= deadline {
             return Err(unavailable("the list took too long; ask for fewer rows"));
         }
-        let known = hint.distance.is_some() || run.messages.len() >= DENSE_AFTER;
-        if distance <= DENSE_MAX && known {
-            reader.hints.set_distance(filter, distance);
-            let found = stretch(reader, filter, position, distance, limit, &mut run).await?;
-            let Some(scanned) = found else { return Ok(run) };
-            distance = scanned.distance;
-            reader.hints.set_distance(filter, distance);
-            position = scanned.next;
-            bytes += scanned.bytes;
-            continue;
-        }
-        let wanted = at_once.min(limit - run.messages.len()).min(AT_ONCE_BYTES / largest).max(1);
-        let answers = ask(reader, filter, position, distance, wanted).await?;
-        let (asked, before, begin) = (answers.len(), run.messages.len(), position);
-        let mut ended = false;
-        for Next { from, found } in answers {
-            if from > position {
-                // Between the last match and this question there may be others.
-                break;
+        match step {
+            Step::First => search.on_first(reader.at(1).await?),
+            Step::Matches { from, distance, count } => {
+                search.on_matches(ask(reader, filter, from, distance, count).await?);
             }
-            match found {
-                None => ended = true,
-                Some(found) if found.sequence >= position => {
-                    position = found.sequence + 1;
-                    largest = largest.max(found.payload.len());
-                    bytes += found.payload.len();
-                    run.messages.push(found);
-                }
-                Some(_) => {}
+            Step::Stretch { from, count } => search.on_stretch(reader.from(from, count).await?),
+            Step::Done => {
+                let Learned { distance, floor } = search.learned();
+                reader.hints.learn(filter, distance, floor);
+                return Ok(search.into_run());
             }
         }
-        if from_floor
-            && before == 0
-            && let Some(first) = run.messages.first()
-        {
-            reader.hints.raise_floor(filter, first.sequence);
-        }
-        if ended {
-            return Ok(run);
-        }
-        let found = (run.messages.len() - before).max(1);
-        distance = ((position - begin) / found as u64).max(1);
-        at_once =
-            if 2 * found >= asked { (2 * at_once).min(AT_ONCE_MAX) } else { (at_once / 2).max(1) };
     }
-    run.more = true;
-    Ok(run)
-}
-
-/// How far a stretch of the stream went, and how many bytes of it matched.
-struct Scanned {
-    next: u64,
-    distance: u64,
-    bytes: usize,
-}
-
-/// All messages of a stretch of the stream in one request, where so many of them match that the
-/// others cost less than questions of their own. None at the end of the list, or once it is full.
-async fn stretch(
-    reader: &Reader,
-    filter: &str,
-    position: u64,
-    distance: u64,
-    limit: usize,
-    run: &mut Run,
-) -> Result<Option<Scanned>, StorageError> {
-    let missing = limit - run.messages.len();
-    let wanted = missing.saturating_mul(usize::try_from(distance).unwrap_or(1)).saturating_add(8);
-    let all = reader.from(position, wanted).await?;
-    let Some(last) = all.messages.last() else { return Ok(None) };
-    let (next, mut bytes, mut found) = (last.sequence + 1, 0, 0);
-    for stored in all.messages {
-        if !names::covers(filter, &stored.subject) {
-            continue;
-        }
-        if run.messages.len() == limit {
-            run.more = true;
-            return Ok(None);
-        }
-        // Only what is kept counts: a run that found nothing must go on, or the list would end here.
-        bytes += stored.payload.len();
-        run.messages.push(stored);
-        found += 1;
-    }
-    let distance = (next - position).div_ceil(found.max(1));
-    Ok(all.more.then_some(Scanned { next, distance, bytes }))
 }
 
 async fn ask(
