@@ -1,6 +1,5 @@
 //! Gathers the changes that wait while a batch is under way and commits them as the next one.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +9,11 @@ use tracing::debug;
 
 use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, BatchError};
-use super::commit::{Kind, Target};
+use super::commit::Target;
 use super::doubts::Doubts;
 use super::end_of_stream::{EndOfStream, Signals};
 use super::find;
-use super::gather::Gathered;
+use super::gather::{self, Gathering};
 use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
 use super::mend::Mender;
 use super::outgoing::Outgoing;
@@ -31,16 +30,6 @@ use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::header;
 use crate::storage::{Sequence, StorageError};
-
-/// Changes of things that the batch under way changes, too, kept for the next one.
-const HELD_MAX: usize = 4_096;
-
-/// A batch costs nats-server a few milliseconds, however small it is. So the next one waits for as
-/// many changes as there were callers a moment ago: for up to this part of what the last one took,
-/// and only as long as they keep coming, one within this part of it after the other.
-const PATIENCE_PART: u32 = 2;
-const PATIENCE_MAX: Duration = Duration::from_millis(8);
-const GAP_PART: u32 = 8;
 
 /// Pause before a change is tried again that the server could not take.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -73,12 +62,7 @@ pub struct Committer {
     arbiter: Arbiter,
     queue: mpsc::Receiver<Pending>,
     end: EndOfStream,
-    /// Changes that wait for the end of a change of the same thing.
-    held: VecDeque<Pending>,
-    /// What the batch before changed: where it stands now.
-    changed: HashMap<Target, u64>,
-    /// How many changes the next batch may hope for, and how long it waits for them.
-    hope: (usize, Duration),
+    gathering: Gathering<Pending>,
     turns: Turns<Pending>,
     doubts: Arc<Doubts>,
     /// Whether a part of a batch may have been stored since the last one that was.
@@ -105,9 +89,7 @@ impl Committer {
             arbiter: Arbiter { mender },
             queue,
             end: EndOfStream::new(signals),
-            held: VecDeque::new(),
-            changed: HashMap::new(),
-            hope: (1, Duration::ZERO),
+            gathering: Gathering::new(),
             turns: Turns::new(),
             doubts,
             partial: false,
@@ -123,14 +105,8 @@ impl Committer {
                     let (begun, count) = (Instant::now(), batch.len());
                     let batch = self.admit(batch).await;
                     let refusals = self.settle(batch).await;
-                    let waiting = self.held.len() + self.queue.len();
-                    let patience = (begun.elapsed() / PATIENCE_PART).min(PATIENCE_MAX);
-                    // Where others move the same tokens, who waits has lost.
-                    self.hope = if refusals > 0 {
-                        (1, Duration::ZERO)
-                    } else {
-                        (count + waiting, patience)
-                    };
+                    let waiting = self.gathering.held() + self.queue.len();
+                    self.gathering.ended(count, waiting, begun.elapsed(), refusals > 0);
                 }
                 Work::Retry(group) => drop(self.settle(group).await),
                 // It has told what stands in its way, and is tried again.
@@ -153,7 +129,7 @@ impl Committer {
             if due && is_open && self.link.is_connected() {
                 return Some(Work::Doubts);
             }
-            let is_new = !self.held.is_empty() || !self.queue.is_empty();
+            let is_new = self.gathering.held() > 0 || !self.queue.is_empty();
             let due = match self.turns.next(Instant::now(), is_new, self.end.wants_look(&self.link))
             {
                 Turn::New => return Some(Work::New(self.gather(None).await)),
@@ -207,57 +183,32 @@ impl Committer {
 
     /// What waits, as far as it fits one batch.
     async fn gather(&mut self, first: Option<Pending>) -> Vec<Pending> {
-        let mut gathered = Gathered::default();
-        for pending in std::mem::take(&mut self.held) {
-            self.sort_in(pending, &mut gathered);
+        for lost in self.gathering.begin(Instant::now()) {
+            let reason = lost.commit.lost();
+            answer(lost, Err(reason));
         }
-        self.changed.clear();
-        if let Some(first) = first {
-            self.sort_in(first, &mut gathered);
-        }
-        let (hoped, patience) = self.hope;
-        let until = Instant::now() + patience;
-        let gap = patience * PATIENCE_PART / GAP_PART;
-        while self.held.len() < HELD_MAX && gathered.has_room() {
-            let pending = match self.queue.try_recv() {
-                Ok(pending) => pending,
-                Err(_) if gathered.batch.len() >= hoped => break,
-                // Those who were just answered come back in a moment, if they come back.
-                Err(_) => {
-                    match timeout_at(until.min(Instant::now() + gap), self.queue.recv()).await {
-                        Ok(Some(pending)) => pending,
+        let mut next = first;
+        loop {
+            if let Some(pending) = next {
+                self.gathering.take(pending);
+            }
+            next = match self.gathering.next_step(Instant::now(), !self.queue.is_empty()) {
+                gather::Step::Take => self.queue.try_recv().ok(),
+                gather::Step::WaitUntil(until) => {
+                    match timeout_at(until, self.queue.recv()).await {
+                        Ok(Some(pending)) => Some(pending),
+                        // Nobody has come in time, or comes any more.
                         Ok(None) | Err(_) => break,
                     }
                 }
+                gather::Step::Send => break,
             };
-            self.sort_in(pending, &mut gathered);
         }
-        if let Some(first) = gathered.batch.first() {
+        let batch = self.gathering.finish();
+        if let Some(first) = batch.first() {
             self.meter.record_wait(first.accepted.elapsed());
         }
-        gathered.batch
-    }
-
-    /// Puts a change into the batch, or keeps it for a later one, or answers it.
-    fn sort_in(&mut self, pending: Pending, gathered: &mut Gathered) {
-        let target = &pending.commit.target;
-        if let Some(now) = self.changed.get(target) {
-            // The batch before changed the same thing. What relied on it as it was, has lost.
-            let lost = match pending.commit.kind {
-                Kind::Move { expected, .. } => expected.0 < *now,
-                Kind::CreateToken { .. } | Kind::CreateWorkflow => true,
-            };
-            if lost {
-                let lost = pending.commit.lost();
-                answer(pending, Err(lost));
-                return;
-            }
-        }
-        if gathered.fits(&pending) {
-            gathered.push(pending);
-        } else {
-            self.held.push_back(pending);
-        }
+        batch
     }
 
     /// Refuses creations for which there is no room.
@@ -480,7 +431,7 @@ impl Committer {
                 let known = Known { state, events: commit.events(), departure };
                 self.reader.known.record(token, known);
             }
-            self.changed.insert(commit.target.clone(), state);
+            self.gathering.changed(commit.target.clone(), state);
             answer(pending, Ok(Sequence(state)));
         }
     }
