@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use circuit_breaker::NATSStorage;
 use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
+use circuit_breaker::{NATSStorage, NATSStorageConfig};
 use serde_json::{Value, json};
 
 use crate::crash::{Known, compare, compare_but_for_late, until_all_is_told};
-use crate::nats_bus::Bus;
+use crate::nats_bus::{Bus, STREAM};
 use crate::nats_races::create_workflow;
 use crate::nats_server::{self, Cluster, NatsServer};
 use crate::support::{
@@ -216,6 +216,54 @@ fn what_a_crash_of_nats_server_brought_back_is_removed() {
         bus.until_each_token_is_there_once().await;
         let found = storage.load_token(id, None).await.unwrap().unwrap();
         assert_eq!((&found.token.place, found.token.version), (&moved.token.place, 2));
+        storage.close().await;
+    });
+}
+
+/// One replica in a cluster, on another node than the one that the server is connected to: the
+/// connection does not break when that is killed.
+#[test]
+fn a_restart_of_the_node_that_holds_the_stream_is_noticed_from_another_node() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let first = NATSStorage::new(cluster.config(0)).await.unwrap();
+        let workflow = review_workflow("w");
+        let draft = first.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+        let leader = bus.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
+        let leader = usize::from(leader.as_bytes()[1] - b'0');
+        let other = (leader + 1) % 3;
+        let config = NATSStorageConfig {
+            nats_urls: vec![cluster.nodes[other].url()],
+            ..cluster.config(other)
+        };
+        let storage = NATSStorage::new(config).await.unwrap();
+        let bus = Bus::connect(&cluster.nodes[other]).await;
+        let id = draft.token.id;
+        let at = |place: &str| format!("cb.workflows.w.places.{place}.tokens.{id}");
+        let old = bus.last(&at("draft")).await.unwrap().payload;
+        first.commit(draft.revision, fired(&workflow, &draft, "submit")).await.unwrap();
+        let new = bus.last(&at("review")).await.unwrap().payload;
+        bus.until_each_token_is_there_once().await;
+        first.close().await;
+        for (place, payload) in [("draft", &old), ("review", &old), ("review", &new)] {
+            let sent = bus.client.request(at(place), payload.clone()).await.unwrap();
+            assert!(!String::from_utf8_lossy(&sent.payload).contains("error"));
+        }
+        assert_eq!(bus.subjects("cb.workflows.w.places.*.tokens.*").await.len(), 2);
+        cluster.nodes[leader].kill();
+        cluster.nodes[leader].run();
+        // Who asks in the meantime is not our server.
+        let last = json!({ "last_by_subj": at("review") }).to_string();
+        let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
+        let asked = until_answered(|| async {
+            let asked = bus.client.request(subject.clone(), last.clone().into()).await;
+            asked.map_err(|error| StorageError::Unavailable { reason: error.to_string() })
+        });
+        assert_eq!(asked.await.payload, new);
+        bus.until_each_token_is_there_once().await;
+        let found = until_answered(|| storage.load_token(id, None)).await.unwrap();
+        assert_eq!((found.token.place.as_str(), found.token.version), ("review", 2));
         storage.close().await;
     });
 }

@@ -10,6 +10,7 @@ use super::readiness::Readiness;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::workflow_index::WorkflowIndex;
+use crate::storage::nats::upkeep::beat;
 use crate::storage::nats::upkeep::cleaner::Cleaner;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::supervisor::{Looks, Notices, Standing, Supervisor};
@@ -98,7 +99,7 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
         Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, signals);
     let cleaner =
         Cleaner { link: Arc::clone(&link), reader: Arc::clone(&reader), seen, clean: set_clean };
-    let room_maker = Arc::clone(&retention);
+    let (room_maker, beaten) = (Arc::clone(&retention), Arc::clone(&link));
     let supervisor = Supervisor {
         link,
         reader,
@@ -118,6 +119,7 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
         tokio::spawn(supervisor.run()),
         tokio::spawn(cleaner.run()),
         tokio::spawn(async move { room_maker.run().await }),
+        tokio::spawn(beat::run(beaten)),
     ];
     Assembly { parts, queue, readiness, monitor, tasks }
 }

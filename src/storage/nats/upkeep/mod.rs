@@ -1,6 +1,7 @@
 //! What keeps the stream fit: its settings, which life of the store it is, room in it, and what
 //! nats-server brings back.
 
+pub mod beat;
 pub mod cleaner;
 pub mod history;
 pub mod identity;

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::beat;
 use super::cleaner::Origin;
 use super::identity::Keeper;
 use super::retention::Retention;
@@ -258,6 +259,7 @@ impl Supervisor {
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
         }
         self.note_double_ids().await?;
+        self.link.pulse().want(beat::is_needed(&self.link, &state));
         let origin = Origin::of(&self.link, &self.meter, &state);
         let before = self.seen.send_replace(Some((origin.clone(), state)));
         if before.is_some_and(|(before, _)| origin.has_other_leader(&before)) {

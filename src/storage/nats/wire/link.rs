@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{NATSStorageConfig, NATSStorageOptions, shown_urls};
+use super::pulse::Pulse;
 use super::waiters::Waiters;
 pub use super::waiters::{LinkError, Replies};
 
@@ -41,6 +42,7 @@ pub struct Link {
     tls: bool,
     inbox: String,
     waiters: Arc<Waiters>,
+    pulse: Pulse,
     changes: watch::Receiver<u64>,
     dispatcher: JoinHandle<()>,
     healer: JoinHandle<()>,
@@ -89,7 +91,8 @@ impl Link {
             }
         });
         let tls = urls.contains("tls://") || options.tls_ca_file.is_some();
-        Ok(Self { client, urls, tls, inbox, waiters, changes, dispatcher, healer })
+        let pulse = Pulse::default();
+        Ok(Self { client, urls, tls, inbox, waiters, pulse, changes, dispatcher, healer })
     }
 
     /// The servers, as messages may show them.
@@ -107,9 +110,16 @@ impl Link {
         self.client.try_server_info()
     }
 
-    /// The server process that it stands to: another id means another one, or that it was restarted.
+    /// What is known of the process that holds the stream, where it is another one than that to which
+    /// the connection stands.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// The server process that holds the stream: another id means another one, or that it was restarted.
     pub fn server_id(&self) -> String {
-        self.server().map(|server| server.server_id).unwrap_or_default()
+        let id = self.server().map(|server| server.server_id).unwrap_or_default();
+        format!("{id}.{}", self.pulse.restarts())
     }
 
     /// How many requests nobody has answered: whoever should have may have been restarted.
@@ -118,8 +128,12 @@ impl Link {
     }
 
     /// A number that grows with all that may hide a restart of nats-server: the connection broke or
-    /// stands again, a request had no answer, the stream has another leader. A batch may have been cut.
+    /// stands again, a request had no answer, the stream has another leader, or its process was silent.
+    /// A batch may have been cut.
     pub fn disturbances(&self) -> u64 {
+        if self.pulse.is_late(Instant::now()) {
+            self.disturb();
+        }
         *self.waiters.disturbances().borrow()
     }
 

@@ -5,5 +5,6 @@ pub mod jetstream;
 pub mod link;
 pub mod meter;
 pub mod names;
+pub mod pulse;
 pub mod subjects;
 pub mod waiters;
