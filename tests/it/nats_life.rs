@@ -11,7 +11,7 @@ use circuit_breaker::{
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
-use crate::nats_server::{NatsServer, configured};
+use crate::nats_server::{self, NatsServer, configured};
 use crate::support::{CREATE_TOKEN, CREATE_WORKFLOW, FIRE, review_input, runtime};
 
 /// A look takes milliseconds; machines can be busy.
@@ -288,6 +288,36 @@ fn load_and_kills_of_nats_server_are_no_other_life() {
         }
         movers.shutdown().await;
     });
+}
+
+/// 2.14.4 tells another time of creation after the second restart, if the stream was changed between
+/// the two.
+#[test]
+fn restarts_and_a_change_of_the_stream_are_no_other_life() {
+    for binary in [nats_server::binary(), nats_server::oldest_binary()].into_iter().flatten() {
+        let mut nats = NatsServer::with(binary, &["-js"]);
+        runtime().block_on(async {
+            let nodes = Node::two(&nats).await;
+            let bus = Bus::connect(&nats).await;
+            let ids = known_store(&nodes).await;
+            let before = identity(&bus).await;
+            nats.kill();
+            nats.run();
+            for node in &nodes {
+                node.health("after the restart", healthy).await;
+            }
+            let mut config = bus.stream().await["config"].take();
+            config["description"] = json!("changed");
+            bus.done(&format!("STREAM.UPDATE.{STREAM}"), &config).await;
+            nats.kill();
+            nats.run();
+            for node in &nodes {
+                node.health("after the second one", healthy).await;
+            }
+            assert_eq!(identity(&bus).await, before, "the same life");
+            go_on(&nodes, &ids).await;
+        });
+    }
 }
 
 #[test]

@@ -59,7 +59,10 @@ enum Verdict {
 }
 
 fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
-    if found.created != remembered.created {
+    // That alone says nothing: 2.14.4 tells the time of a restart once the stream has changed since and
+    // the server is restarted again. A stream that is made anew holds none of the records.
+    let has_ours = remembered.anchor.is_some() && found.anchor.is_some();
+    if found.created != remembered.created && !(has_ours && found.identity.is_some()) {
         return Verdict::Another("the stream was made anew".to_owned());
     }
     if found.last_sequence < found.acknowledged {
@@ -154,6 +157,7 @@ impl Keeper {
                 if let Some(found) = found.anchor {
                     anchor.found(found);
                 }
+                self.remembered = Some((state.created.clone(), identity));
                 write_anchor(reader, &mut anchor).await;
                 return Ok(false);
             }
@@ -309,7 +313,13 @@ mod tests {
         check(&written, &found("a", 10, Some(identity), Some(4)), "same");
         check(&written, &found("a", 99, Some(identity), Some(4)), "same");
         check(&written, &found("a", 99, Some(other), Some(4)), "renewed");
-        check(&written, &found("b", 99, Some(identity), Some(4)), "made anew");
+        // A stream that was made anew, and one of which nats-server says so falsely.
+        check(&written, &found("b", 99, None, None), "made anew");
+        check(&written, &found("b", 99, Some(other), None), "made anew");
+        check(&written, &found("b", 99, Some(identity), Some(4)), "same");
+        check(&written, &found("b", 99, Some(identity), Some(3)), "an older one");
+        check(&written, &found("b", 9, Some(identity), Some(4)), "sequence 10 was acknowledged");
+        check(&remembered(None), &found("b", 10, Some(identity), None), "made anew");
         check(&written, &found("a", 9, Some(identity), Some(4)), "sequence 10 was acknowledged");
         check(&written, &found("a", 10, None, Some(4)), "what store it is");
         check(&written, &found("a", 10, Some(identity), None), "is gone");

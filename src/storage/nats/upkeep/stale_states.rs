@@ -115,14 +115,16 @@ pub async fn remove_older(
     .await?;
     let mut removed = 0;
     for (subject, count) in subjects {
-        // A departure alone vanishes by itself; nothing has come back there.
-        let shown = if count > 1 { None } else { reader.last(&subject).await? };
-        if shown.is_some_and(|shown| shown.is_departure()) {
-            continue;
+        // Departures vanish by themselves, and are nothing that has come back.
+        let oldest = reader.first(&subject).await?;
+        let is_back =
+            oldest.is_some_and(|oldest| oldest.sequence < state.sequence && !oldest.is_departure());
+        if is_back || count > 1 {
+            // Whatever comes there meanwhile is newer.
+            let older = json!({ "filter": subject, "seq": state.sequence });
+            let gone = jetstream::purge(link, &older).await?;
+            removed += if is_back { gone } else { 0 };
         }
-        // Whatever comes there meanwhile is newer.
-        let older = json!({ "filter": subject, "seq": state.sequence });
-        removed += jetstream::purge(link, &older).await?;
     }
     Ok(removed)
 }
