@@ -73,6 +73,16 @@ pub enum EngineError {
         /// How often it was tried.
         attempts: usize,
     },
+    /// So many wait to move the token that its turn did not come in time.
+    #[error(
+        "so many move token {token} that the turn of this move did not come in 10 s; look where it is and try again"
+    )]
+    NoTurn {
+        /// The token.
+        token: Uuid,
+        /// How often it was tried.
+        attempts: usize,
+    },
     /// A list has more than an answer may hold.
     #[error(
         "there are more than {rows} rows or {bytes} bytes in this answer; ask for fewer, and read tokens page by page with tokenConnection"

@@ -12,6 +12,7 @@ mod definitions;
 mod error;
 mod lists;
 mod meter;
+mod turns;
 mod world;
 
 pub use error::EngineError;
@@ -20,6 +21,7 @@ pub use world::{SystemWorld, World};
 
 use self::definitions::Definitions;
 use self::meter::{Meter, Operation};
+use self::turns::Turns;
 use crate::domain::limits::{COMMIT_ATTEMPTS_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX};
 use crate::domain::{
     Change, MoveError, MoveRequest, NewToken, Token, TokenMetadata, TransitionDefinition, Workflow,
@@ -34,6 +36,7 @@ pub struct Engine {
     definitions: Definitions,
     world: Arc<dyn World>,
     list_places: Arc<Semaphore>,
+    turns: Turns,
     meter: Meter,
 }
 
@@ -47,7 +50,8 @@ impl Engine {
     pub fn with_world(storage: Arc<dyn WorkflowStorage>, world: Arc<dyn World>) -> Self {
         let definitions = Definitions::new(Arc::clone(&storage));
         let (list_places, meter) = (lists::list_places(), Meter::default());
-        Self { storage, definitions, world, list_places, meter }
+        let turns = Turns::new();
+        Self { storage, definitions, world, list_places, turns, meter }
     }
 
     /// Checks and stores a definition; one without an id gets a new UUID.
@@ -150,9 +154,16 @@ impl Engine {
         }
         check_triggered_by(request.triggered_by.as_deref())?;
         let request = Arc::new(request);
+        let no_turn = |attempts| EngineError::NoTurn { token, attempts };
+        // One that expects a version has lost with the first other move.
+        let waits = request.expected_version.is_none();
+        let mut turn = None;
+        if waits && self.turns.are_taken(token) {
+            turn = Some(self.turns.take(token).await.ok_or_else(|| no_turn(0))?);
+        }
         let mut at_hand = self.storage.token_at_hand(token);
         let (mut decided_on, mut born) = (None, None);
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
+        for attempt in 1..=COMMIT_ATTEMPTS_MAX {
             let guess = at_hand.take();
             let guessed = guess.is_some();
             let stored = match guess {
@@ -184,6 +195,10 @@ impl Engine {
                 // Someone else moved it in between. With an expected version the next decision says so.
                 Err(StorageError::Conflict { .. }) => {}
                 other => return Ok(other?),
+            }
+            if waits && turn.is_none() {
+                turn = Some(self.turns.take(token).await.ok_or_else(|| no_turn(attempt))?);
+                at_hand = self.storage.token_at_hand(token);
             }
         }
         Err(EngineError::Contended { token, attempts: COMMIT_ATTEMPTS_MAX })

@@ -181,11 +181,13 @@ pub fn answer(error: EngineError) -> async_graphql::Error {
             Some(json!({ "workflowId": workflow, "placeId": place })),
         ),
         EngineError::Move(error) => refused_move(error, message),
-        EngineError::Contended { token, attempts } => build(
-            ErrorCode::Conflict,
-            message,
-            Some(json!({ "tokenId": token, "attempts": attempts })),
-        ),
+        EngineError::Contended { token, attempts } | EngineError::NoTurn { token, attempts } => {
+            build(
+                ErrorCode::Conflict,
+                message,
+                Some(json!({ "tokenId": token, "attempts": attempts })),
+            )
+        }
         EngineError::ResultTooLarge { rows, bytes } => build(
             ErrorCode::ResultTooLarge,
             message,

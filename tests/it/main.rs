@@ -18,6 +18,7 @@ mod nats_bus;
 mod nats_clients;
 mod nats_crash;
 mod nats_credentials;
+mod nats_crowds;
 mod nats_cuts;
 mod nats_full_disk;
 mod nats_guide;

@@ -26,7 +26,10 @@ pub struct Node {
 impl Node {
     pub async fn start(nats: &NatsServer, options: NATSStorageOptions) -> Self {
         let storage = NATSStorage::with_options(nats.config(), options).await.unwrap();
-        let storage = Arc::new(storage);
+        Self::over(Arc::new(storage))
+    }
+
+    pub fn over(storage: Arc<NATSStorage>) -> Self {
         let schema = create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
         Self { storage, schema }
     }
@@ -358,8 +361,10 @@ fn a_stream_that_is_deleted_is_not_made_anew_unless_that_is_asked_for() {
             for part in ["is gone", "nats stream restore", "NATS_RECREATE_STREAM"] {
                 assert!(said.contains(part), "{said}");
             }
-            // Told at once, and by name.
+            // Told at once, and by name; by reads, too.
             let begun = Instant::now();
+            let unread = node.storage.load_token(ids[0].parse().unwrap(), None).await.unwrap_err();
+            assert!(unread.to_string().contains("nats stream restore"), "{unread}");
             let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
             let error = &answer["errors"][0];
             assert_eq!(error["extensions"]["code"], "STORAGE_UNAVAILABLE", "{answer}");

@@ -1,14 +1,15 @@
 //! What an operator changes in the stream by hand, under running servers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use circuit_breaker::NATSStorageOptions;
-use circuit_breaker::storage::WorkflowStorage as _;
+use circuit_breaker::storage::{StorageHealth, WorkflowStorage as _};
+use circuit_breaker::{NATSStorage, NATSStorageConfig, NATSStorageOptions};
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
 use crate::nats_life::{Node, WAIT_MAX, healthy, known_store, unhealthy};
-use crate::nats_server::NatsServer;
+use crate::nats_server::{NatsServer, configured};
 use crate::support::{CREATE_TOKEN, FIRE, runtime};
 
 async fn change(bus: &Bus, change: impl Fn(&mut Value)) -> Value {
@@ -248,5 +249,113 @@ fn trouble_that_is_over_is_over_without_a_write() {
         let health = storage.health().await;
         assert!(healthy(&health), "{health:?}");
         assert_eq!(node.fire(&id, "submit").await, "");
+    });
+}
+
+/// nats-server is started with less room than the stream takes.
+#[test]
+fn a_limit_of_nats_server_itself_is_told_by_name() {
+    let text = |most: &str| format!("jetstream {{ max_file_store: {most} }}");
+    let Some((mut nats, folder)) = configured(&text("1GB")) else { return };
+    runtime().block_on(async {
+        let config = NATSStorageConfig { default_max_bytes: 2 << 20, ..nats.config() };
+        let storage = Arc::new(NATSStorage::new(config).await.unwrap());
+        let node = Node::over(storage);
+        node.define("w").await;
+        let data = json!({ "text": "x".repeat(100_000) });
+        let input = json!({ "workflowId": "w", "data": data });
+        for _ in 0..3 {
+            assert_eq!(node.code(CREATE_TOKEN, input.clone()).await, "");
+        }
+        let id = node.create("w").await;
+        nats.kill();
+        std::fs::write(folder.path().join("nats.conf"), text("64KB")).unwrap();
+        nats.run_without("-js");
+        let deadline = Instant::now() + WAIT_MAX;
+        let message = loop {
+            let input = json!({ "tokenId": id, "transitionId": "edit" });
+            let answer = node.ask(FIRE, input).await;
+            if answer["errors"][0]["extensions"]["code"] == "STORAGE_FULL" {
+                break answer["errors"][0]["message"].to_string();
+            }
+            assert!(Instant::now() < deadline, "{answer}");
+        };
+        assert!(message.contains("raise max_file_store"), "{message}");
+        let said = node.health("full", unhealthy).await;
+        assert!(
+            said.contains("nothing can be written") && said.contains("max_file_store"),
+            "{said}"
+        );
+        nats.kill();
+        std::fs::write(folder.path().join("nats.conf"), text("1GB")).unwrap();
+        nats.run_without("-js");
+        node.health("raised", healthy).await;
+        assert_eq!(node.fire(&id, "submit").await, "");
+    });
+}
+
+/// The scan after a restart needs a consumer, and here there can be none.
+#[test]
+fn a_scan_that_is_impossible_is_told() {
+    let Some(mut nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        known_store(&nodes).await;
+        let short = json!({ "inactive_threshold": 1_000_000_000 });
+        let changed = change(&bus, |config| config["consumer_limits"] = short.clone()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        nats.kill();
+        nats.run();
+        for node in &nodes {
+            let told = |health: &StorageHealth| {
+                matches!(health, StorageHealth::Degraded(said) if said.contains("consumer_limits"))
+            };
+            node.health("no scan", told).await;
+        }
+        change(&bus, |config| config["consumer_limits"] = json!({})).await;
+        for node in &nodes {
+            node.health("scanned", healthy).await;
+        }
+    });
+}
+
+#[test]
+fn what_a_transform_of_subjects_may_have_cost_is_told_after_it() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        known_store(&nodes).await;
+        let transform = json!({ "src": "cb.workflows.w.places.draft.>", "dest": "cb.workflows.w.moved.draft.>" });
+        change(&bus, |config| config["subject_transform"] = transform.clone()).await;
+        for node in &nodes {
+            let said = node.health("set", unhealthy).await;
+            assert!(said.contains("subject_transform"), "{said}");
+        }
+        change(&bus, |config| config["subject_transform"] = Value::Null).await;
+        for node in &nodes {
+            let told = |health: &StorageHealth| matches!(health, StorageHealth::Degraded(_));
+            let said = node.health("unset", told).await;
+            assert!(said.contains("subject_transform"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn subjects_that_are_too_narrow_are_set_right() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let narrow = json!(["cb.workflows.w.>", "cb.store.>"]);
+        let changed = change(&bus, |config| config["subjects"] = narrow.clone()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        for node in &nodes {
+            node.health("narrow", healthy).await;
+            node.define("another").await;
+            assert_eq!(node.fire(&ids[0], "edit").await, "TRANSITION_NOT_ALLOWED");
+        }
     });
 }

@@ -12,8 +12,9 @@ use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::upkeep::beat;
 use crate::storage::nats::upkeep::cleaner::Cleaner;
+use crate::storage::nats::upkeep::notices::Notices;
 use crate::storage::nats::upkeep::retention::Retention;
-use crate::storage::nats::upkeep::supervisor::{Looks, Notices, Standing, Supervisor};
+use crate::storage::nats::upkeep::supervisor::{Looks, Standing, Supervisor};
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
@@ -97,8 +98,13 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
     let mender = parts.clone().mender(config);
     let committer =
         Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, signals);
-    let cleaner =
-        Cleaner { link: Arc::clone(&link), reader: Arc::clone(&reader), seen, clean: set_clean };
+    let cleaner = Cleaner {
+        link: Arc::clone(&link),
+        reader: Arc::clone(&reader),
+        notices: Arc::clone(&notices),
+        seen,
+        clean: set_clean,
+    };
     let (room_maker, beaten) = (Arc::clone(&retention), Arc::clone(&link));
     let supervisor = Supervisor {
         link,

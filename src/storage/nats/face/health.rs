@@ -8,8 +8,9 @@ use tokio::time::timeout;
 
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::Reader;
+use crate::storage::nats::upkeep::notices::Notices;
 use crate::storage::nats::upkeep::retention::Retention;
-use crate::storage::nats::upkeep::supervisor::{Looks, Notices, Standing};
+use crate::storage::nats::upkeep::supervisor::{Looks, Standing};
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;

@@ -106,6 +106,14 @@ impl NATSStorage {
         self.readiness.writable()
     }
 
+    /// A read that failed because a person must put something right first says what.
+    fn explained(&self, error: StorageError) -> StorageError {
+        match (error, self.readiness.writable()) {
+            (StorageError::Unavailable { .. }, Err(reason)) => reason,
+            (error, _) => error,
+        }
+    }
+
     pub(super) fn monitor(&self) -> &Monitor {
         &self.monitor
     }
@@ -147,7 +155,9 @@ impl WorkflowStorage for NATSStorage {
         id: &WorkflowId,
     ) -> Result<Option<WorkflowDefinition>, StorageError> {
         self.ready().await?;
-        Ok(self.parts.reader.definition(id).await?.map(|(definition, _)| definition))
+        let found =
+            self.parts.reader.definition(id).await.map_err(|error| self.explained(error))?;
+        Ok(found.map(|(definition, _)| definition))
     }
 
     async fn list_workflows(
@@ -158,6 +168,7 @@ impl WorkflowStorage for NATSStorage {
         self.ready().await?;
         lists::workflows(&self.parts.link, &self.parts.reader, &self.parts.index, after, limit)
             .await
+            .map_err(|error| self.explained(error))
     }
 
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
@@ -203,10 +214,11 @@ impl WorkflowStorage for NATSStorage {
     ) -> Result<Option<StoredToken>, StorageError> {
         self.ready().await?;
         let found = match workflow {
-            Some(workflow) => token::find(&self.parts.reader, workflow, id).await?,
-            None => token::find_anywhere(&self.parts.reader, &self.parts.index, id).await?,
+            Some(workflow) => token::find(&self.parts.reader, workflow, id).await,
+            None => token::find_anywhere(&self.parts.reader, &self.parts.index, id).await,
         };
-        found.map(|found| found.state.token()).transpose()
+        let Some(found) = found.map_err(|error| self.explained(error))? else { return Ok(None) };
+        Ok(Some(self.parts.reader.token(found.state).await?))
     }
 
     fn life(&self) -> u64 {
@@ -239,7 +251,9 @@ impl WorkflowStorage for NATSStorage {
             TokenScope::Workflow(workflow) => names::tokens_of(workflow),
             TokenScope::Place(workflow, place) => names::tokens_in(workflow, place),
         };
-        lists::tokens(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout).await
+        lists::tokens(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout)
+            .await
+            .map_err(|error| self.explained(error))
     }
 
     async fn token_moves(
@@ -249,7 +263,9 @@ impl WorkflowStorage for NATSStorage {
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
         self.ready().await?;
-        lists::moves(&self.parts.reader, token, before, limit, self.config.consumer_timeout).await
+        lists::moves(&self.parts.reader, token, before, limit, self.config.consumer_timeout)
+            .await
+            .map_err(|error| self.explained(error))
     }
 
     async fn list_events(
@@ -260,7 +276,9 @@ impl WorkflowStorage for NATSStorage {
     ) -> Result<Page<StoredEvent>, StorageError> {
         self.ready().await?;
         let filter = workflow.map_or_else(|| ALL_EVENTS.to_owned(), names::events_of);
-        lists::events(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout).await
+        lists::events(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout)
+            .await
+            .map_err(|error| self.explained(error))
     }
 
     async fn figures(&self) -> Vec<Figure> {

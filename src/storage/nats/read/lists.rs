@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::chain;
-use super::reader::{Reader, unavailable};
+use super::reader::{Reader, Run, unavailable};
 use super::scan;
 use super::stored::Stored;
 use super::token;
@@ -42,9 +42,10 @@ pub async fn tokens(
         let run = scan::tokens(reader, filter, next, wanted, deadline).await?;
         let Some(newest) = run.messages.last() else { break };
         next = newest.sequence + 1;
-        for stored in run.messages.iter().filter(|stored| !stored.is_departure()) {
-            let token = stored.token()?;
+        let Run { messages, more, .. } = run;
+        for stored in messages.into_iter().filter(|stored| !stored.is_departure()) {
             let size = stored.payload.len();
+            let token = reader.token(stored).await?;
             if let Some(seen) = places.insert(token.token.id, rows.len())
                 && let Some((_, size)) = rows[seen].take()
             {
@@ -53,7 +54,7 @@ pub async fn tokens(
             rows.push(Some((token, size)));
             (count, bytes) = (count + 1, bytes + size);
         }
-        if !run.more || count > limit.rows || (bytes > limit.bytes && count > 1) {
+        if !more || count > limit.rows || (bytes > limit.bytes && count > 1) {
             break;
         }
         if Instant::now() >= deadline {

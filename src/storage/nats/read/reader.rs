@@ -8,16 +8,17 @@ use std::time::Duration;
 use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::hints::Hints;
 use super::known::KnownTokens;
 use super::stored::Stored;
 use crate::domain::{WorkflowDefinition, WorkflowId};
-use crate::storage::StorageError;
 use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT, ApiError, StreamState, code};
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::{self, STREAM, header};
+use crate::storage::{StorageError, StoredToken};
 
 /// Messages asked for at once; the connection to nats-server queues them for us.
 pub const RUN_MESSAGES_MAX: usize = 2_048;
@@ -30,6 +31,18 @@ pub const RUN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Markers of nats-server that one read removes.
 const MARKERS_MAX: usize = 16;
+
+/// Answers of single messages, and of runs, that are under way at once. nats-server cuts a connection on
+/// which more than 64 MB wait (its `max_pending`), and everything else goes over this one, too.
+const SINGLES_MAX: usize = 20;
+const RUNS_MAX: usize = 4;
+
+/// How long a read waits for its turn.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Bytes of a token from which on it is decoded on a thread of its own, and how many are at once.
+const LARGE_BYTES: usize = 64 << 10;
+const DECODED_AT_ONCE: usize = 1;
 
 /// Pause before it is asked again where nobody answered.
 const NOBODY_PAUSE: Duration = Duration::from_millis(100);
@@ -45,6 +58,9 @@ pub struct Reader {
     pub hints: Hints,
     pub known: KnownTokens,
     attempts: usize,
+    singles: Semaphore,
+    runs: Semaphore,
+    decoders: Semaphore,
     copies: Mutex<Copies>,
     /// The highest sequence that is known of.
     last: AtomicU64,
@@ -80,7 +96,9 @@ impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
         let (hints, known, copies) = (Hints::new(), KnownTokens::new(), Mutex::default());
-        Self { link, hints, known, attempts, copies, last, acknowledged }
+        let [singles, runs, decoders] =
+            [SINGLES_MAX, RUNS_MAX, DECODED_AT_ONCE].map(Semaphore::new);
+        Self { link, hints, known, attempts, singles, runs, decoders, copies, last, acknowledged }
     }
 
     fn copies(&self) -> MutexGuard<'_, Copies> {
@@ -220,6 +238,7 @@ impl Reader {
 
     /// One answer to one question, asked again where it was lost on its way.
     async fn asked(&self, subject: &str, request: &Bytes) -> Result<Message, StorageError> {
+        let _turn = turn(&self.singles).await?;
         let mut attempt = 1;
         loop {
             let asked = self.link.request(subject.to_owned(), None, request.clone(), ANSWER_WAIT);
@@ -304,6 +323,7 @@ impl Reader {
         request: &Value,
         limit: usize,
     ) -> Result<Result<Run, (StatusCode, Option<String>)>, StorageError> {
+        let _turn = self.run_turn().await?;
         let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
         let asked = self.link.request_many(
             subject,
@@ -374,10 +394,31 @@ impl Reader {
         }
     }
 
+    /// Waits until a run of messages may be asked for.
+    pub async fn run_turn(&self) -> Result<SemaphorePermit<'_>, StorageError> {
+        turn(&self.runs).await
+    }
+
+    /// The token that a message holds. A large one takes long enough that others would wait.
+    pub async fn token(&self, stored: Stored) -> Result<StoredToken, StorageError> {
+        if stored.payload.len() < LARGE_BYTES {
+            return stored.token();
+        }
+        let _turn = self.decoders.acquire().await.map_err(unavailable)?;
+        let decoded = tokio::task::spawn_blocking(move || stored.token()).await;
+        // A defect: it goes on to whoever turns panics into answers.
+        decoded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
     /// The messages of the stream from a sequence on, whatever their subject.
     pub async fn from(&self, first: u64, count: usize) -> Result<Run, StorageError> {
         self.direct_run(">", first, count.clamp(1, RUN_MESSAGES_MAX)).await
     }
+}
+
+async fn turn(places: &Semaphore) -> Result<SemaphorePermit<'_>, StorageError> {
+    let turn = timeout(TURN_WAIT_MAX, places.acquire()).await;
+    turn.map_err(|_| unavailable("too many reads wait for nats-server"))?.map_err(unavailable)
 }
 
 /// Whether a direct get was answered by our stream, and not by a mirror of it.

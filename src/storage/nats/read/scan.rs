@@ -139,6 +139,7 @@ async fn ask(
     distance: u64,
     count: usize,
 ) -> Result<Vec<Next>, StorageError> {
+    let _turn = reader.run_turn().await?;
     let mut asked = Vec::with_capacity(count);
     for n in 0..count as u64 {
         let from = position + n * distance;

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
+use super::notices::Notices;
 use super::stale_states;
 use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::wire::jetstream::StreamState;
@@ -74,6 +75,7 @@ impl Origin {
 pub struct Cleaner {
     pub link: Arc<Link>,
     pub reader: Arc<Reader>,
+    pub notices: Arc<Notices>,
     /// What the looks at the stream have seen last.
     pub seen: watch::Receiver<Option<(Origin, StreamState)>>,
     /// The server process whose stream was cleaned last.
@@ -113,22 +115,24 @@ impl Cleaner {
     /// Whether it worked.
     async fn scan(&self, state: &StreamState) -> bool {
         let removing = stale_states::remove(&self.link, &self.reader, state);
-        match timeout(SCAN_MAX, removing).await {
+        let wrong = match timeout(SCAN_MAX, removing).await {
+            Ok(Ok(0)) => None,
             Ok(Ok(removed)) => {
-                if removed > 0 {
-                    warn!(
-                        messages = removed,
-                        "nats-server had brought removed states of tokens back, after a crash of its own; they are removed again"
-                    );
-                }
-                return true;
+                warn!(
+                    messages = removed,
+                    "nats-server had brought removed states of tokens back, after a crash of its own; they are removed again"
+                );
+                None
             }
-            Ok(Err(error)) => {
-                warn!(error = %error, "what a crash may have brought back cannot be looked for");
-            }
-            Err(_) => warn!("looking for what a crash may have brought back took too long"),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it took too long".to_owned()),
+        };
+        if let Some(reason) = &wrong {
+            warn!(reason, "what a crash may have brought back cannot be looked for");
         }
-        false
+        let worked = wrong.is_none();
+        self.notices.set_unscanned(wrong);
+        worked
     }
 }
 

@@ -5,6 +5,7 @@ pub mod beat;
 pub mod cleaner;
 pub mod history;
 pub mod identity;
+pub mod notices;
 pub mod older_store;
 pub mod retention;
 pub mod room;

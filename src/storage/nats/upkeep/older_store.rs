@@ -44,11 +44,11 @@ pub async fn complete(reader: &Reader, age: Duration) -> Result<(), StorageError
         let tokens = tokens.map(|(workflow, _, id)| (workflow, id));
         let lacking: Vec<_> =
             tokens.filter(|(workflow, id)| !is_found_by_id(*id, workflow, &firsts)).collect();
-        let (count, firsts) = (lacking.len(), &firsts);
-        stream::iter(lacking)
+        let firsts = &firsts;
+        let count = stream::iter(lacking)
             .map(|(workflow, id)| async move { point(reader, firsts, &workflow, id, age).await })
             .buffer_unordered(AT_ONCE)
-            .try_for_each(|()| async { Ok(()) })
+            .try_fold(0, |count, is_new| async move { Ok(count + usize::from(is_new)) })
             .await?;
         written += count;
         if count > 0 {
@@ -76,16 +76,16 @@ async fn first_of_hash(
     Ok((hash, there.unwrap_or(workflow)))
 }
 
-/// Writes the pointer of one token.
+/// Writes the pointer of one token. Whether there was none.
 async fn point(
     reader: &Reader,
     firsts: &Firsts,
     workflow: &WorkflowId,
     id: Uuid,
     age: Duration,
-) -> Result<(), StorageError> {
+) -> Result<bool, StorageError> {
     // It may have been a departure, or have aged meanwhile.
-    let Some(found) = token::find(reader, workflow, id).await? else { return Ok(()) };
+    let Some(found) = token::find(reader, workflow, id).await? else { return Ok(false) };
     // One that is found by the id itself has none, and is found first.
     if let Some(first) = firsts.get(&names::named_hash(id).unwrap_or_default())
         && first != workflow
@@ -96,14 +96,15 @@ async fn point(
     }
     let headers = ttl_of(&found, age);
     if write_new(reader, names::pointer(id), pointer_payload(workflow), &headers).await? {
-        return Ok(());
+        return Ok(true);
     }
     match workflow_index::pointer_of(reader, id).await? {
         Some(pointer) if pointer.workflow != *workflow => {
-            two_of_one_id(reader, &found, pointer, age).await
+            two_of_one_id(reader, &found, pointer, age).await?;
         }
-        Some(_) | None => Ok(()),
+        Some(_) | None => {}
     }
+    Ok(false)
 }
 
 /// Two tokens of an older store have one id, and neither is found by it. Both stay; a read by id alone

@@ -19,6 +19,9 @@ const LOOK_PAUSE_TIMES: u32 = 3;
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(20);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// The least time between two log lines that say what was removed.
+const TELL_PERIOD: Duration = Duration::from_secs(30);
+
 /// How long creations wait for a look that may make room, and moves that do not fit: they need what
 /// events take, which goes quickly. What takes longer goes on beside them.
 const CREATIONS_WAIT: Duration = Duration::from_secs(1);
@@ -59,14 +62,18 @@ impl Retention {
     /// Looks whenever it is asked to, for ever.
     pub async fn run(&self) {
         let mut history = History::new(Arc::clone(&self.reader), Arc::clone(&self.life));
+        let (mut removed, mut told_at) = (0, None::<Instant>);
         loop {
             self.wanted.notified().await;
             let begun = Instant::now();
             self.looks.send_modify(|looks| looks.begun += 1);
             match self.look(&mut history).await {
-                Ok(0) => {}
-                Ok(removed) => info!(messages = removed, "removed the oldest history to make room"),
+                Ok(more) => removed += more,
                 Err(error) => warn!(error = %error, "could not make room in the stream"),
+            }
+            if removed > 0 && told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+                info!(messages = removed, "removed the oldest history to make room");
+                (removed, told_at) = (0, Some(Instant::now()));
             }
             if let Some(reason) = self.usage().looked() {
                 warn!(reason, "the stream is full, nothing new is accepted");

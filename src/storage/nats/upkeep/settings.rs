@@ -199,16 +199,32 @@ fn same(found: &Value, wanted: &Value) -> bool {
     found == wanted || (found.is_null() && nothing)
 }
 
+/// What is missing is added. nats-server takes no two subjects that overlap, so others go for it where
+/// they do; ours take in all that is written.
 fn with_missing_subjects(found: &Value) -> Value {
-    let mut all: Vec<Value> = found.as_array().cloned().unwrap_or_default();
-    for wanted in STREAM_SUBJECTS {
-        let covered =
-            all.iter().any(|found| found.as_str().is_some_and(|found| covers(found, wanted)));
-        if !covered {
-            all.push(wanted.into());
+    let found = found.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let mut all: Vec<&str> = found.collect();
+    let missing = |all: &[&'static str], there: &[&str]| -> Vec<&'static str> {
+        let is_there = |wanted: &str| there.iter().any(|found| covers(found, wanted));
+        all.iter().copied().filter(|wanted| !is_there(wanted)).collect()
+    };
+    let first = missing(&STREAM_SUBJECTS, &all);
+    all.retain(|found| !first.iter().any(|wanted| overlap(found, wanted)));
+    all.extend(missing(&STREAM_SUBJECTS, &all));
+    all.into()
+}
+
+/// Whether a subject can match both filters.
+fn overlap(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (None, Some(_)) | (Some(_), None) => return false,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            (Some(_), Some(_)) => return false,
         }
     }
-    all.into()
 }
 
 #[cfg(test)]
@@ -235,6 +251,10 @@ mod tests {
         assert_eq!(with("subjects", extra), Ok(vec![]), "more subjects are the operator's choice");
         let changed = with("subjects", json!(["cb.workflows.*.definition"])).unwrap();
         assert_eq!(changed[0].1.as_array().unwrap().len(), STREAM_SUBJECTS.len());
+        // What is narrower overlaps with ours, and nats-server would refuse both.
+        let narrower = with("subjects", json!(["cb.workflows.w1.>", "cb.store.>", "x"])).unwrap();
+        let narrower: Vec<_> = narrower[0].1.as_array().unwrap().clone();
+        assert!(!narrower.contains(&json!("cb.workflows.w1.>")) && narrower.contains(&json!("x")));
         // What is wrong does not keep what can be set right from it.
         let mut both = there.clone();
         (both["max_age"], both["storage"]) = (5.into(), "memory".into());

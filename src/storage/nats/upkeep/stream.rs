@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::settings::{Differences, compare, keep_limits, wanted};
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
@@ -106,22 +106,38 @@ pub async fn look(
     };
     let Differences { mut changes, wrong } = compare(&info["config"], &wanted);
     keep_limits(&mut changes, &info, false).map_err(OpenError::Refused)?;
-    let lost = losses(&info["config"], &changes);
+    let mut lost = loss_by_transform(&info["config"]);
     let mut state = StreamState::read(&info);
     if !changes.is_empty() {
-        let fields: Vec<_> = changes.iter().map(|(field, _)| field.as_str()).collect();
-        warn!(fields = fields.join(", "), "somebody has changed stream {STREAM}; it is set right");
+        let fields: Vec<_> = changes.iter().map(|(field, _)| field.clone()).collect();
+        let cost = losses(&info["config"], &changes);
         match update(link, info, changes).await {
-            Ok(changed) => state = changed,
+            Ok(changed) => {
+                let fields = fields.join(", ");
+                warn!(fields, "somebody has changed stream {STREAM}; it is set right");
+                state = changed;
+                lost.extend(cost);
+            }
             // What cannot be changed back is told first.
             Err(error) if wrong.is_none() => return Err(error),
-            Err(_) => {}
+            Err(error) => debug!(?error, "the other changes of the stream cannot be set right"),
         }
     }
     Ok(Looked { state, lost, wrong })
 }
 
-/// What changed settings may have cost.
+/// What a transform of subjects may have cost. It cannot be set right.
+fn loss_by_transform(found: &Value) -> Vec<String> {
+    let transform = &found["subject_transform"];
+    if transform.is_null() {
+        return Vec::new();
+    }
+    vec![format!(
+        "somebody had set a subject_transform of the stream ({transform}); what was acknowledged until that was noticed may stand on subjects that nobody reads, also tokens: look for them there before anything else"
+    )]
+}
+
+/// What settings that are set right may have cost.
 fn losses(found: &Value, changes: &[(String, Value)]) -> Vec<String> {
     let changed = |field: &str| changes.iter().any(|(there, _)| there == field);
     let mut lost = Vec::new();
@@ -223,8 +239,13 @@ async fn create(link: &Link, wanted: &Map<String, Value>) -> Result<StreamState,
         ))),
         // Someone else made it in between; the next look compares it.
         Err(error) if error.is(code::STREAM_IN_USE) => Err(OpenError::NotNow(error.to_string())),
-        Err(error) if error.is(code::INSUFFICIENT_RESOURCES) => {
-            Err(OpenError::NotNow(format!("stream {STREAM} cannot be made: {error}")))
+        Err(error)
+            if error.is(code::INSUFFICIENT_RESOURCES) || error.is(code::STORAGE_EXCEEDED) =>
+        {
+            Err(OpenError::NotNow(format!(
+                "stream {STREAM} cannot be made: {error}; nats-server reserves what NATS_MAX_BYTES says ({} bytes): lower that, or give the account or nats-server more room",
+                wanted["max_bytes"]
+            )))
         }
         Err(ApiError::Refused { err_code, description }) => Err(OpenError::NotNow(format!(
             "stream {STREAM} cannot be made: {description} (error code {err_code})"

@@ -1,6 +1,6 @@
 //! Opens the store and watches over it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 use super::beat;
 use super::cleaner::Origin;
 use super::identity::Keeper;
+use super::notices::Notices;
 use super::retention::Retention;
 use super::stream::{self, OpenError};
 use crate::storage::StorageError;
@@ -30,9 +31,6 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The least time between two log lines that say that looks fail.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
-
-/// Losses that health tells at once.
-const LOSSES_MAX: usize = 8;
 
 /// Ids of two tokens that are named at once.
 const DOUBLE_IDS_MAX: usize = 8;
@@ -67,38 +65,6 @@ pub enum Standing {
     Broken(String),
     /// It cannot be opened.
     Refused(String),
-}
-
-/// What health tells beside how the stream is now.
-#[derive(Debug, Default)]
-pub struct Notices {
-    told: Mutex<Told>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    /// What changes of the stream's settings may have cost.
-    lost: Vec<String>,
-    double_ids: Option<String>,
-    /// Why the last look at the stream has failed, if it has.
-    unlooked: Option<String>,
-}
-
-impl Notices {
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why the stream could not be looked at last; nothing is written before that.
-    pub fn unlooked(&self) -> Option<String> {
-        self.told().unlooked.clone()
-    }
-
-    /// All others.
-    pub fn all(&self) -> Vec<String> {
-        let told = self.told();
-        told.lost.iter().chain(&told.double_ids).cloned().collect()
-    }
 }
 
 /// How many looks at the stream have begun, and ended.
@@ -195,7 +161,7 @@ impl Supervisor {
         });
         match outcome {
             Ok(()) => {
-                self.notices.told().unlooked = None;
+                self.notices.set_unlooked(None);
                 memory.told_at = None;
                 self.stand(Standing::Open);
                 self.settled.send_replace(Some(disturbances));
@@ -206,7 +172,7 @@ impl Supervisor {
                 false
             }
             Err(OpenError::NotNow(reason)) => {
-                self.notices.told().unlooked = Some(reason.clone());
+                self.notices.set_unlooked(Some(reason.clone()));
                 if memory.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
                     warn!(reason, "the stream cannot be looked at");
                     memory.told_at = Some(Instant::now());
@@ -233,10 +199,8 @@ impl Supervisor {
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
         for text in looked.lost {
-            error!("{text}");
-            let mut told = self.notices.told();
-            if !told.lost.contains(&text) && told.lost.len() < LOSSES_MAX {
-                told.lost.push(text);
+            if self.notices.lost(&text) {
+                error!("{text}");
             }
         }
         if let Some(wrong) = looked.wrong {
@@ -253,7 +217,7 @@ impl Supervisor {
         self.reader.set_stream(&state);
         self.retention.counted(&state);
         match jetstream::mirror(&self.link).await {
-            Ok(mirror) => self.reader.set_mirror(mirror),
+            Ok(mirror) => self.note_mirror(mirror),
             // A permission that may be missing.
             Err(ApiError::Link(LinkError::Denied(_))) => {}
             Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
@@ -288,18 +252,32 @@ impl Supervisor {
         Ok(())
     }
 
+    fn note_mirror(&self, mirror: Option<String>) {
+        match (self.reader.mirror(), &mirror) {
+            (None, Some(mirror)) => {
+                warn!(
+                    mirror,
+                    "a stream mirrors ours and answers its direct gets, so reads are slower"
+                );
+            }
+            (Some(mirror), None) => info!(mirror, "no stream mirrors ours any more"),
+            _ => {}
+        }
+        self.reader.set_mirror(mirror);
+    }
+
     async fn note_double_ids(&self) -> Result<(), StorageError> {
         let deadline = Instant::now() + RETRY_PAUSE_MAX;
         let found = self.reader.events(ALL_DOUBLE_IDS, 1, DOUBLE_IDS_MAX, deadline).await?;
         let ids = found.messages.iter().filter_map(|stored| stored.subject.rsplit('.').next());
         let ids: Vec<_> = ids.collect();
-        self.notices.told().double_ids = (!ids.is_empty()).then(|| {
+        self.notices.set_double_ids((!ids.is_empty()).then(|| {
             format!(
                 "two tokens of an older store have the same id, and a read by id alone answers one of them, mostly the older: {}{}; where one of them is gone, purge the id's subject {ALL_DOUBLE_IDS}",
                 ids.join(", "),
                 if found.more { " and others" } else { "" }
             )
-        });
+        }));
         Ok(())
     }
 

@@ -22,6 +22,7 @@ pub mod code {
     pub const INSUFFICIENT_RESOURCES: u64 = 10_023;
     pub const NO_MESSAGE: u64 = 10_037;
     pub const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;
+    pub const STORAGE_EXCEEDED: u64 = 10_047;
     pub const STREAM_IN_USE: u64 = 10_058;
     pub const STREAM_NOT_FOUND: u64 = 10_059;
     pub const SUBJECTS_OVERLAP: u64 = 10_065;

@@ -1,5 +1,6 @@
 //! The connection: requests that end, and who knows whether it stands.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -319,6 +320,13 @@ async fn connect_options(
             .await
             .map_err(|error| format!("credentials file {}: {error}", path.display()))?;
     }
+    let certificates = [
+        options.tls_ca_file.as_ref(),
+        options.tls_client_files.as_ref().map(|(certificate, _)| certificate),
+    ];
+    for path in certificates.into_iter().flatten() {
+        has_certificate(path)?;
+    }
     if let Some(path) = &options.tls_ca_file {
         connect = connect.add_root_certificates(path.clone()).require_tls(true);
     }
@@ -327,6 +335,19 @@ async fn connect_options(
             connect.add_client_certificate(certificate.clone(), key.clone()).require_tls(true);
     }
     Ok(connect)
+}
+
+/// Whether a file holds a certificate; the client takes no notice of one without.
+fn has_certificate(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let text = std::fs::read(path).map_err(|error| format!("certificate file {shown}: {error}"))?;
+    let begin = b"-----BEGIN CERTIFICATE-----";
+    if text.windows(begin.len()).any(|window| window == begin) {
+        return Ok(());
+    }
+    Err(format!(
+        "{shown} holds no certificate: a PEM file with -----BEGIN CERTIFICATE----- is needed"
+    ))
 }
 
 type Noted = std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>>;

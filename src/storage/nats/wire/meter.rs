@@ -1,15 +1,28 @@
 //! Counts what health and figures tell of writes and of the connection.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use crate::storage::StorageError;
 
 /// How long nothing can be written before health says so.
 const TROUBLE_MIN: Duration = Duration::from_secs(3);
+
+/// The least time between two log lines that say that nothing can be written.
+const TELL_PERIOD: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Since when nats-server has refused everything for a reason of its own, and that.
+    now: Option<(Instant, String)>,
+    /// When the log was told last, and whether it was told of this one.
+    told_at: Option<Instant>,
+    is_told: bool,
+}
 
 /// Counts what health and figures tell.
 #[derive(Debug, Default)]
@@ -20,8 +33,7 @@ pub struct Meter {
     mended: AtomicU64,
     /// How often batches were taken again after one of which a part may have been stored.
     partial: AtomicU64,
-    /// Since when nats-server has refused everything for a reason of its own, and that.
-    trouble: Mutex<Option<(Instant, String)>>,
+    trouble: Mutex<Trouble>,
     disconnected: Mutex<Option<Instant>>,
 }
 
@@ -56,29 +68,41 @@ impl Meter {
         self.partial.load(Relaxed)
     }
 
+    fn in_trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that nats-server has refused a batch for a reason of its own.
     pub fn record_trouble(&self, reason: &str) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *trouble {
+        let mut trouble = self.in_trouble();
+        match &mut trouble.now {
             Some((_, there)) => reason.clone_into(there),
-            None => *trouble = Some((Instant::now(), reason.to_owned())),
+            None => trouble.now = Some((Instant::now(), reason.to_owned())),
+        }
+        if trouble.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+            warn!(reason, "nats-server refuses what is written");
+            (trouble.told_at, trouble.is_told) = (Some(Instant::now()), true);
         }
     }
 
     /// Notes that it takes batches.
     pub fn end_trouble(&self) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut trouble = self.in_trouble();
+        trouble.now = None;
+        if std::mem::take(&mut trouble.is_told) {
+            info!("nats-server takes what is written again");
+        }
     }
 
     /// Whether it has refused the newest one.
     pub fn is_in_trouble(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.in_trouble().now.is_some()
     }
 
     /// Why nothing could be written for some seconds, if that is so.
     pub fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let lasting = trouble.as_ref().filter(|(since, _)| since.elapsed() >= TROUBLE_MIN);
+        let trouble = self.in_trouble();
+        let lasting = trouble.now.as_ref().filter(|(since, _)| since.elapsed() >= TROUBLE_MIN);
         lasting.map(|(_, reason)| reason.clone())
     }
 

@@ -350,7 +350,10 @@ impl Committer {
             self.partial = true;
             group = self.arbiter.settle_refused(group).await;
         }
-        let reason = format!("{} (error code {})", refusal.description, refusal.err_code);
+        let mut reason = format!("{} (error code {})", refusal.description, refusal.err_code);
+        if let Some(advice) = refusal.advice() {
+            reason = format!("nats-server has no room: {reason}; {advice}");
+        }
         match plan {
             Plan::Culprit(place) => {
                 // Its sequence says which one it is, so the others need not suffer for it.
@@ -360,7 +363,7 @@ impl Committer {
                     group = self.arbiter.sift(group).await;
                 }
                 groups.push_front(group);
-                let again = self.arbiter.lost(culprit).await;
+                let again = self.lost(culprit).await;
                 self.put_back(again.into_iter().collect(), Duration::ZERO);
             }
             Plan::Halves if refusals > REFUSALS_MAX => {
@@ -370,19 +373,34 @@ impl Committer {
             Plan::Judge => {
                 for mut pending in tried(group, &reason, false) {
                     pending.told = told;
-                    let again = self.arbiter.lost(pending).await;
+                    let again = self.lost(pending).await;
                     let pause = if told > 0 { Duration::ZERO } else { RETRY_PAUSE };
                     self.put_back(again.into_iter().collect(), pause);
                 }
             }
             Plan::Busy => self.put_back(tried(group, &reason, false), BUSY_PAUSE),
-            Plan::NoRoom => self.no_room(tried(group, &reason, false), groups).await,
+            Plan::NoRoom => {
+                if refusal.advice().is_some() {
+                    self.meter.record_trouble(&reason);
+                }
+                self.no_room(tried(group, &reason, false), groups).await;
+            }
             Plan::LookAndRetry => {
                 self.meter.record_trouble(&reason);
                 self.life.want_look();
                 self.put_back(tried(group, &reason, false), RETRY_PAUSE);
             }
         }
+    }
+
+    /// One that was refused as another came before: gives it back if it should be tried again.
+    async fn lost(&mut self, pending: Pending) -> Option<Pending> {
+        let created = pending.commit.creates().then(|| pending.commit.target.clone());
+        let again = self.arbiter.lost(pending).await;
+        if let (None, Some(target)) = (&again, created) {
+            self.gathering.exists(target);
+        }
+        again
     }
 
     /// The stream is at its limits, or its disk fails.

@@ -162,6 +162,11 @@ impl<P: Waiting> Gathering<P> {
         self.changed.insert(target, at);
     }
 
+    /// Notes that something is there, so whoever waits to create it has lost.
+    pub fn exists(&mut self, target: Target) {
+        self.changed.entry(target).or_insert(0);
+    }
+
     /// Notes how the batch went: with so many changes, so many more that wait by now, the time that it
     /// took, and whether nats-server has refused some of it.
     pub fn ended(&mut self, count: usize, waiting: usize, took: Duration, was_refused: bool) {
@@ -251,6 +256,18 @@ mod tests {
             gathering.finish();
             assert_eq!(gathering.begin(Instant::now()), []);
         }
+    }
+
+    #[test]
+    fn what_waits_to_create_what_is_there_has_lost_and_moves_have_not() {
+        let mut gathering = Gathering::new();
+        for (number, decided_on) in [(0, None), (1, None), (2, Some(5)), (3, None)] {
+            gathering.take(change(number, 1, decided_on));
+        }
+        gathering.finish();
+        gathering.exists(token(1));
+        assert_eq!(numbers(&gathering.begin(Instant::now())), [1, 3]);
+        assert_eq!(numbers(&gathering.finish()), [2]);
     }
 
     #[test]

@@ -62,6 +62,23 @@ impl Refusal {
         }
     }
 
+    /// What a person can do about it, where it is not the stream's own limit that is reached: then
+    /// nothing can be written, and only nats-server or its disk can give more.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self.err_code {
+            code::INSUFFICIENT_RESOURCES => Some(
+                "raise max_file_store of nats-server, enlarge its disk, or remove other streams",
+            ),
+            code::ACCOUNT_LIMIT => {
+                Some("raise max_file of the account, or remove its other streams")
+            }
+            _ if self.description.contains("no space left") => {
+                Some("enlarge the disk of nats-server, or remove what else is on it")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it is sure that nothing of the batch is stored: nats-server refuses these before it
     /// begins to store. Of others 2.14.4 can have stored the first messages.
     pub fn is_whole(&self) -> bool {
@@ -85,6 +102,17 @@ mod tests {
         assert_eq!(told(code::WRONG_LAST_SEQUENCE, "wrong last sequence: 17"), 17);
         assert_eq!(told(code::WRONG_LAST_SEQUENCE, "wrong last sequence"), 0);
         assert_eq!(told(code::STORE_FAILED, "maximum messages exceeded 17"), 0);
+    }
+
+    #[test]
+    fn a_limit_of_nats_server_comes_with_what_to_do() {
+        let advice = |err_code, description: &str| {
+            Refusal { err_code, description: description.to_owned() }.advice()
+        };
+        assert!(advice(code::ACCOUNT_LIMIT, "").unwrap().contains("account"));
+        assert!(advice(code::INSUFFICIENT_RESOURCES, "").unwrap().contains("max_file_store"));
+        assert!(advice(code::STORE_FAILED, "write: no space left on device").is_some());
+        assert_eq!(advice(code::STORE_FAILED, "maximum messages exceeded"), None);
     }
 
     #[test]
