@@ -26,19 +26,29 @@ pub struct Raw {
 }
 
 /// A plain client.
+/// Where the JetStream API is for who is in the account of the stream.
+const API: &str = "$JS.API";
+
 pub struct Bus {
     pub client: Client,
+    /// Where the JetStream API is.
+    api: &'static str,
 }
 
 impl Bus {
     pub async fn connect(server: &NatsServer) -> Self {
-        Self { client: async_nats::connect(server.url()).await.unwrap() }
+        Self { client: async_nats::connect(server.url()).await.unwrap(), api: API }
     }
 
     /// The client takes no notice of a login in an address.
     pub async fn log_in(url: &str, user: &str, password: &str) -> Self {
         let login = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
-        Self { client: login.connect(url).await.unwrap() }
+        Self { client: login.connect(url).await.unwrap(), api: API }
+    }
+
+    /// The same with the API under another name, as an account imports it.
+    pub fn through(self, api: &'static str) -> Self {
+        Self { api, ..self }
     }
 
     /// Waits until each token has one message on one subject.
@@ -86,7 +96,7 @@ impl Bus {
     /// Asks the JetStream API; the answer may hold an error.
     pub async fn ask(&self, subject: &str, request: &Value) -> Value {
         let payload = if request.is_null() { String::new() } else { request.to_string() };
-        let asked = self.client.request(format!("$JS.API.{subject}"), payload.into());
+        let asked = self.client.request(format!("{}.{subject}", self.api), payload.into());
         let answer = tokio::time::timeout(MESSAGE_TIME_MAX, asked).await.unwrap().unwrap();
         serde_json::from_slice(&answer.payload).unwrap()
     }
@@ -205,7 +215,9 @@ impl Bus {
     pub async fn subscribe(&self, subject: &str) -> Subscriber {
         let subscriber = self.client.subscribe(subject.to_owned()).await.unwrap();
         // An answer from the server shows that it has taken up what came before.
-        self.ask("INFO", &Value::Null).await;
+        if self.api == API {
+            self.ask("INFO", &Value::Null).await;
+        }
         subscriber
     }
 
@@ -225,7 +237,7 @@ impl Bus {
         let inbox = self.client.new_inbox();
         let mut answers = self.subscribe(&inbox).await;
         let request = json!({ "batch": pending.max(1), "no_wait": true }).to_string();
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer}");
+        let subject = format!("{}.CONSUMER.MSG.NEXT.{STREAM}.{consumer}", self.api);
         self.client.publish_with_reply(subject, inbox, request.into()).await.unwrap();
         let mut taken = Vec::new();
         while taken.len() < pending {

@@ -359,3 +359,26 @@ fn subjects_that_are_too_narrow_are_set_right() {
         }
     });
 }
+
+/// Without them a server that has not read them yet finds no token by id.
+#[test]
+fn pointers_of_workflows_that_an_operator_has_purged_come_back_with_the_identity() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        for filter in ["cb.store.hashes.>", "cb.store.identity"] {
+            let purge = json!({ "filter": filter });
+            bus.done(&format!("STREAM.PURGE.{STREAM}"), &purge).await;
+        }
+        for node in &nodes {
+            node.health("purged", healthy).await;
+        }
+        let third = Node::start(&nats, NATSStorageOptions::new()).await;
+        for id in &ids {
+            assert_eq!(third.fire(id, "reject").await, "");
+        }
+        assert_eq!(third.tokens().await.len(), ids.len());
+    });
+}

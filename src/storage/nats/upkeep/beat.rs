@@ -4,16 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Message;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::{IDENTITY, STREAM};
 use crate::storage::nats::wire::pulse;
 
-/// How long it waits for an answer.
+/// How long it waits for an answer, and for how many at once.
 const WAIT: Duration = Duration::from_millis(500);
+const AT_ONCE_MAX: usize = 24;
 
 /// How often it looks whether it is to ask.
 const IDLE_PAUSE: Duration = Duration::from_millis(500);
@@ -30,28 +34,39 @@ pub fn is_needed(link: &Link, state: &StreamState) -> bool {
     state.leader_since.is_empty() && is_elsewhere
 }
 
-/// Asks for as long as it is needed, for ever.
+/// Asks for as long as it is needed, for ever. The next question does not wait for the answer to the one
+/// before: that may have a long way.
 pub async fn run(link: Arc<Link>) {
+    let mut beats = interval(pulse::PERIOD);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut asked, mut missed) = (FuturesUnordered::new(), false);
+    loop {
+        tokio::select! {
+            Some((at, outcome)) = asked.next() => match outcome {
+                Ok(_) => {
+                    if link.pulse().answered(at, Instant::now(), missed) {
+                        link.disturb();
+                    }
+                    missed = false;
+                }
+                // Who waits for what is written now is told by that.
+                Err(LinkError::NoAnswer(_) | LinkError::NoResponders(_)) => missed = true,
+                Err(LinkError::NotSent(_) | LinkError::Denied(_)) => {}
+            },
+            _ = beats.tick() => {
+                if !link.pulse().is_wanted() || !link.is_connected() {
+                    sleep(IDLE_PAUSE).await;
+                } else if asked.len() < AT_ONCE_MAX {
+                    asked.push(ask(&link));
+                }
+            }
+        }
+    }
+}
+
+async fn ask(link: &Link) -> (Instant, Result<Message, LinkError>) {
+    let asked = Instant::now();
     let subject = format!("$JS.API.DIRECT.GET.{STREAM}");
     let question = jetstream::request(&json!({ "last_by_subj": IDENTITY }));
-    let mut missed = false;
-    loop {
-        if !link.pulse().is_wanted() || !link.is_connected() {
-            sleep(IDLE_PAUSE).await;
-            continue;
-        }
-        let asked = Instant::now();
-        match link.request(subject.clone(), None, question.clone(), WAIT).await {
-            Ok(_) => {
-                if link.pulse().answered(asked, missed) {
-                    link.disturb();
-                }
-                missed = false;
-            }
-            // Who waits for what is written now is told by that.
-            Err(LinkError::NoAnswer(_) | LinkError::NoResponders(_)) => missed = true,
-            Err(LinkError::NotSent(_) | LinkError::Denied(_)) => {}
-        }
-        sleep(pulse::PERIOD).await;
-    }
+    (asked, link.request(subject, None, question, WAIT).await)
 }

@@ -13,29 +13,38 @@ use tokio::time::Instant;
 /// Pause between two questions.
 pub const PERIOD: Duration = Duration::from_millis(25);
 
-/// Silence in which it may have been restarted, and in which it is taken for that: a process that was
-/// stopped asks nothing, and knows nothing of what was meanwhile.
+/// Silence beyond the way of a question and its answer in which it may have been restarted, and in which
+/// it is taken for that: a process that was stopped asks nothing, and knows nothing of what was
+/// meanwhile.
 const SILENCE_MAX: Duration = Duration::from_millis(80);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 /// What is known of that process; nothing where it need not be asked.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    /// When the last question was asked that it has answered.
-    heard: Mutex<Option<Instant>>,
+    heard: Mutex<Option<Heard>>,
     /// How often it may have been restarted.
     restarts: AtomicU64,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// When the last question was asked that it has answered.
+    asked: Instant,
+    /// How long the answer took.
+    way: Duration,
+}
+
 impl Pulse {
-    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn heard(&self) -> MutexGuard<'_, Option<Heard>> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins or ends.
     pub fn want(&self, wanted: bool) {
+        let begin = || Heard { asked: Instant::now(), way: Duration::ZERO };
         let mut heard = self.heard();
-        *heard = if wanted { heard.or_else(|| Some(Instant::now())) } else { None };
+        *heard = if wanted { heard.or_else(|| Some(begin())) } else { None };
     }
 
     pub fn is_wanted(&self) -> bool {
@@ -47,31 +56,32 @@ impl Pulse {
         self.restarts.load(Relaxed)
     }
 
-    /// Notes an answer to a question that was asked then; `missed` where the one before had none.
-    /// Whether something may have happened in between.
-    pub fn answered(&self, asked: Instant, missed: bool) -> bool {
-        let broke = self.is_late(asked);
+    /// Notes an answer that came now to a question that was asked then; `missed` where one before had
+    /// none. Whether something may have happened in between.
+    pub fn answered(&self, asked: Instant, now: Instant, missed: bool) -> bool {
+        let is_late = self.is_late(now);
         if missed {
             self.restarts.fetch_add(1, Relaxed);
         }
         if let Some(heard) = &mut *self.heard() {
-            *heard = asked;
+            *heard =
+                Heard { asked: asked.max(heard.asked), way: now.saturating_duration_since(asked) };
         }
-        broke || missed
+        is_late || missed
     }
 
     /// Whether it was silent for too long by now; says so once.
     pub fn is_late(&self, now: Instant) -> bool {
         let mut heard = self.heard();
-        let Some(at) = *heard else { return false };
-        let silence = now.saturating_duration_since(at);
-        if silence <= SILENCE_MAX {
+        let Some(last) = &mut *heard else { return false };
+        let silence = now.saturating_duration_since(last.asked);
+        if silence <= SILENCE_MAX + 2 * last.way {
             return false;
         }
         if silence >= RESTART_AFTER {
             self.restarts.fetch_add(1, Relaxed);
         }
-        *heard = Some(now);
+        last.asked = now;
         true
     }
 }
@@ -86,18 +96,30 @@ mod tests {
         let after = |millis| begun + Duration::from_millis(millis);
         assert!(!pulse.is_late(after(9_000)), "nobody asks");
         pulse.want(true);
-        *pulse.heard() = Some(begun);
-        assert!(!pulse.answered(after(25), false) && !pulse.is_late(after(100)));
+        *pulse.heard() = Some(Heard { asked: begun, way: Duration::ZERO });
+        assert!(!pulse.answered(after(25), after(26), false) && !pulse.is_late(after(100)));
         assert!(pulse.is_late(after(110)) && !pulse.is_late(after(120)), "said once");
-        assert!(!pulse.answered(after(130), false));
+        assert!(!pulse.answered(after(130), after(131), false));
         assert_eq!(pulse.restarts(), 0, "so short a silence is mostly our own");
-        assert!(pulse.answered(after(150), true), "it did not answer in between");
+        assert!(pulse.answered(after(150), after(151), true), "one had no answer in between");
         assert_eq!(pulse.restarts(), 1);
-        assert!(pulse.answered(after(2_000), false), "this process was stopped");
+        assert!(pulse.answered(after(2_000), after(2_001), false), "this process was stopped");
         assert_eq!(pulse.restarts(), 2);
         pulse.want(true);
         assert!(!pulse.is_late(after(2_050)), "that it is wanted again changes nothing");
         pulse.want(false);
         assert!(!pulse.is_wanted() && !pulse.is_late(after(60_000)));
+    }
+
+    #[test]
+    fn a_long_way_is_no_silence() {
+        let (pulse, begun) = (Pulse::default(), Instant::now());
+        let after = |millis| begun + Duration::from_millis(millis);
+        pulse.want(true);
+        *pulse.heard() = Some(Heard { asked: begun, way: Duration::from_millis(150) });
+        for n in 1..40 {
+            let asked = after(25 * n);
+            assert!(!pulse.answered(asked, asked + Duration::from_millis(150), false), "{n}");
+        }
     }
 }
