@@ -45,3 +45,22 @@ impl Turns {
         timeout(WAIT_MAX, self.of(token).lock()).await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_token_is_taken_by_one_at_a_time() {
+        let (turns, token) = (Turns::new(), Uuid::from_u128(7));
+        assert!(!turns.are_taken(token));
+        let turn = turns.take(token).await;
+        assert!(turn.is_some() && turns.are_taken(token));
+        drop(turn);
+        assert!(!turns.are_taken(token) && turns.take(token).await.is_some());
+        let others = (0..1_000).map(Uuid::from_u128);
+        let places: std::collections::HashSet<_> =
+            others.map(|id| std::ptr::from_ref(turns.of(id))).collect();
+        assert!(places.len() > TURNS / 2, "tokens share them evenly");
+    }
+}

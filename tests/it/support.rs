@@ -14,7 +14,8 @@ use circuit_breaker::domain::{
 use circuit_breaker::graphql::CircuitBreakerSchema;
 use circuit_breaker::storage::{PageLimit, StoredEvent, StoredToken, TokenScope, WorkflowStorage};
 use circuit_breaker::{
-    InMemoryStorage, SqliteStorage, SqliteStorageConfig, create_schema_with_storage,
+    InMemoryStorage, NATSStorage, NATSStorageConfig, SqliteStorage, SqliteStorageConfig,
+    create_schema_with_storage,
 };
 use serde_json::{Value, json};
 
@@ -96,7 +97,10 @@ impl TestStorage {
     /// A store on a nats-server that is there already.
     pub fn on(server: NatsServer) -> Self {
         let runtime = runtime();
-        let storage = runtime.block_on(server.open());
+        // Not built for speed, and beside other tests, 10,000 rows take longer than in a release.
+        let consumer_timeout = Duration::from_secs(30);
+        let config = NATSStorageConfig { consumer_timeout, ..server.config() };
+        let storage = runtime.block_on(NATSStorage::new(config)).unwrap();
         let _runtime = Some(BackgroundRuntime(Some(runtime)));
         Self { nats: Some(server), _runtime, ..Self::new(Arc::new(storage)) }
     }

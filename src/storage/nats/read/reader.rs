@@ -406,8 +406,11 @@ impl Reader {
         }
         let _turn = self.decoders.acquire().await.map_err(unavailable)?;
         let decoded = tokio::task::spawn_blocking(move || stored.token()).await;
-        // A defect: it goes on to whoever turns panics into answers.
-        decoded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        decoded.unwrap_or_else(|error| match error.try_into_panic() {
+            // A defect: it goes on to whoever turns panics into answers.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(unavailable("the server ends")),
+        })
     }
 
     /// The messages of the stream from a sequence on, whatever their subject.
