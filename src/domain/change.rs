@@ -19,6 +19,9 @@ pub struct Change {
     pub token: Token,
     /// The creation or the move; after it the completion, if the token can go nowhere from there.
     pub events: Vec<WorkflowEvent>,
+    /// The life of the store in which what it was decided on was read, if that is known: in another one
+    /// it is nothing.
+    pub life: Option<u64>,
 }
 
 /// What a change comes from.
@@ -63,7 +66,7 @@ impl Change {
         if completes {
             events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
         }
-        Self { token, events }
+        Self { token, events, life: None }
     }
 
     /// Where the token was before, if it has moved.
@@ -99,7 +102,7 @@ impl Change {
         if definition.final_places().any(|place| *place == token.place) {
             events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
         }
-        Self { token, events }
+        Self { token, events, life: None }
     }
 }
 
@@ -434,7 +437,7 @@ impl Workflow {
             let triggered_by = events[0].triggered_by.clone();
             events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
         }
-        Change { token, events }
+        Change { token, events, life: None }
     }
 }
 
@@ -509,7 +512,8 @@ mod tests {
     fn a_move_changes_place_version_time_and_data_and_nothing_else() {
         let before = token(json!({ "paid": true, "n": 1, "drop": 1 }));
         let request = asks("pack", Some(json!({ "box": "B", "drop": null })));
-        let Change { token: after, events } = workflow().fire(&before, &request, at(9)).unwrap();
+        let Change { token: after, events, .. } =
+            workflow().fire(&before, &request, at(9)).unwrap();
         let data = json!({ "paid": true, "n": 1, "box": "B" });
         let place: PlaceId = "packed".parse().unwrap();
         assert_eq!((&*after.place, after.version, after.updated_at), ("packed", 2, at(9)));

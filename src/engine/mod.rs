@@ -50,7 +50,7 @@ impl Engine {
     pub fn with_world(storage: Arc<dyn WorkflowStorage>, world: Arc<dyn World>) -> Self {
         let definitions = Definitions::new(Arc::clone(&storage));
         let (list_places, meter) = (lists::list_places(), Meter::default());
-        let turns = Turns::new();
+        let turns = Turns::default();
         Self { storage, definitions, world, list_places, turns, meter }
     }
 
@@ -117,6 +117,7 @@ impl Engine {
         check_data("data", &request.data)?;
         check_members("metadata", &request.metadata)?;
         check_triggered_by(request.triggered_by.as_deref())?;
+        let life = Some(self.storage.life());
         let workflow = self.workflow_to_act_on(workflow).await?;
         let now = self.world.now();
         let id = id.unwrap_or_else(|| {
@@ -124,7 +125,7 @@ impl Engine {
             random.copy_from_slice(&self.world.random()[..10]);
             new_token_id(&workflow.definition().id, now, random)
         });
-        let change = workflow.create_token(request, id, now)?;
+        let change = Change { life, ..workflow.create_token(request, id, now)? };
         match self.storage.insert_token(change).await {
             Err(StorageError::TokenExists { token }) => Err(EngineError::TokenExists { token }),
             other => Ok(other?),
@@ -161,6 +162,7 @@ impl Engine {
         if waits && self.turns.are_taken(token) {
             turn = Some(self.turns.take(token).await.ok_or_else(|| no_turn(0))?);
         }
+        let mut life = self.storage.life();
         let mut at_hand = self.storage.token_at_hand(token);
         let (mut decided_on, mut born) = (None, None);
         for attempt in 1..=COMMIT_ATTEMPTS_MAX {
@@ -168,7 +170,10 @@ impl Engine {
             let guessed = guess.is_some();
             let stored = match guess {
                 Some(stored) => stored,
-                None => self.token_to_act_on(token).await?,
+                None => {
+                    life = self.storage.life();
+                    self.token_to_act_on(token).await?
+                }
             };
             // The id may be another token's by now, if the one that was meant was completed and has aged.
             let now_born = (stored.token.workflow_id.clone(), stored.token.created_at);
@@ -186,7 +191,7 @@ impl Engine {
             };
             decided_on = Some((stored.revision, now));
             let change = match decide(workflow, stored.token, Arc::clone(&request), now).await {
-                Ok(change) => change,
+                Ok(change) => Change { life: Some(life), ..change },
                 // Others may have moved it; only a fresh look may refuse.
                 Err(_) if guessed => continue,
                 Err(error) => return Err(error.into()),
@@ -198,6 +203,7 @@ impl Engine {
             }
             if waits && turn.is_none() {
                 turn = Some(self.turns.take(token).await.ok_or_else(|| no_turn(attempt))?);
+                life = self.storage.life();
                 at_hand = self.storage.token_at_hand(token);
             }
         }

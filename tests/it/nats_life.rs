@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use circuit_breaker::domain::Change;
 use circuit_breaker::storage::{StorageError, StorageHealth, TokenScope, WorkflowStorage};
 use circuit_breaker::{
     NATSStorage, NATSStorageConfig, NATSStorageOptions, create_schema_with_storage,
@@ -12,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
 use crate::nats_server::{self, NatsServer, configured};
-use crate::support::{CREATE_TOKEN, CREATE_WORKFLOW, FIRE, review_input, runtime};
+use crate::support::{
+    CREATE_TOKEN, CREATE_WORKFLOW, FIRE, new_token, review_input, review_workflow, runtime,
+};
 
 /// A look takes milliseconds; machines can be busy.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -425,6 +428,16 @@ fn a_write_that_was_decided_on_another_life_is_refused() {
         }
         assert_eq!(node.tokens().await, [(created, 1)]);
         assert_eq!(node.fire(&known, "submit").await, "TOKEN_NOT_FOUND");
+
+        // One that was decided before that was noticed, and is handed over only now.
+        let workflow = review_workflow("w");
+        let life = Some(node.storage.life());
+        bus.done(&format!("STREAM.PURGE.{STREAM}"), &Value::Null).await;
+        node.health("after the purge", healthy).await;
+        let late = Change { life, ..new_token(&workflow, json!({})) };
+        let refused = node.storage.insert_token(late).await.unwrap_err();
+        assert!(matches!(refused, StorageError::Unavailable { .. }), "{refused}");
+        assert_eq!(node.tokens().await, []);
     });
 }
 

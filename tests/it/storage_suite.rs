@@ -446,6 +446,15 @@ async fn history_is_newest_first_and_of_one_token_alone(storage: Arc<dyn Workflo
     assert!(matches!(refused, StorageError::ForeignCursor { .. }), "{refused}");
     let nothing = storage.token_moves(&stored.token, Some(Sequence(u64::MAX >> 1)), ALL).await;
     assert_eq!(nothing.unwrap().items, [], "what is not there has nothing before it");
+    // The event of a completion stands behind all moves.
+    for transition in ["submit", "finish"] {
+        stored = moved(&*storage, &stored, transition).await;
+    }
+    let events = storage.list_events(None, None, ALL).await.unwrap().items;
+    let completed = events.last().unwrap();
+    assert_eq!(completed.event.kind, EventKind::TokenCompleted);
+    let moves = storage.token_moves(&stored.token, Some(completed.sequence), ALL).await.unwrap();
+    assert_eq!(moves.items.len(), 32);
     let first = whole.last().unwrap().sequence;
     assert_eq!(storage.token_moves(&stored.token, Some(first), ALL).await.unwrap().items, []);
 }

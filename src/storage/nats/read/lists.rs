@@ -13,7 +13,7 @@ use super::scan;
 use super::stored::Stored;
 use super::token;
 use super::workflow_index::WorkflowIndex;
-use crate::domain::{Token, WorkflowDefinition, WorkflowId};
+use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowId};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
@@ -133,6 +133,10 @@ async fn newest_before(
     if let Some(cursor) = before {
         return match reader.at(cursor.0).await? {
             Some(stored) if chain::is_of(&stored, token.id) => {
+                if stored.event()?.event.kind == EventKind::TokenCompleted {
+                    // It stands behind all moves, and names none of them.
+                    return newest(reader, token).await;
+                }
                 chain::event_before(reader, &stored).await
             }
             // Searched for along the chain, it would cost the whole history.
@@ -140,6 +144,10 @@ async fn newest_before(
             None => Ok(None),
         };
     }
+    newest(reader, token).await
+}
+
+async fn newest(reader: &Reader, token: &Token) -> Result<Option<Stored>, StorageError> {
     match token::find(reader, &token.workflow_id, token.id).await? {
         Some(found) => chain::event_of(reader, &found.state).await,
         None => Ok(None),

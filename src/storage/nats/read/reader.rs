@@ -37,11 +37,13 @@ const MARKERS_MAX: usize = 16;
 const SINGLES_MAX: usize = 20;
 const RUNS_MAX: usize = 4;
 
-/// How long a read waits for its turn.
+/// How long a read waits for its turn, and a large token to be decoded.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Bytes of a token from which on it is decoded on a thread of its own, and how many are at once.
+/// Bytes of a token from which on it is decoded on a thread of its own, and from which on it is one of
+/// the largest: of these and of the others so many are decoded at once, so none waits for larger ones.
 const LARGE_BYTES: usize = 64 << 10;
+const LARGEST_BYTES: usize = 256 << 10;
 const DECODED_AT_ONCE: usize = 1;
 
 /// Pause before it is asked again where nobody answered.
@@ -60,7 +62,7 @@ pub struct Reader {
     attempts: usize,
     singles: Semaphore,
     runs: Semaphore,
-    decoders: Semaphore,
+    decoders: [Semaphore; 2],
     copies: Mutex<Copies>,
     /// The highest sequence that is known of.
     last: AtomicU64,
@@ -96,8 +98,8 @@ impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
         let (hints, known, copies) = (Hints::new(), KnownTokens::new(), Mutex::default());
-        let [singles, runs, decoders] =
-            [SINGLES_MAX, RUNS_MAX, DECODED_AT_ONCE].map(Semaphore::new);
+        let [singles, runs] = [SINGLES_MAX, RUNS_MAX].map(Semaphore::new);
+        let decoders = [DECODED_AT_ONCE; 2].map(Semaphore::new);
         Self { link, hints, known, attempts, singles, runs, decoders, copies, last, acknowledged }
     }
 
@@ -404,7 +406,8 @@ impl Reader {
         if stored.payload.len() < LARGE_BYTES {
             return stored.token();
         }
-        let _turn = self.decoders.acquire().await.map_err(unavailable)?;
+        let _turn =
+            turn(&self.decoders[usize::from(stored.payload.len() >= LARGEST_BYTES)]).await?;
         let decoded = tokio::task::spawn_blocking(move || stored.token()).await;
         decoded.unwrap_or_else(|error| match error.try_into_panic() {
             // A defect: it goes on to whoever turns panics into answers.
@@ -421,7 +424,7 @@ impl Reader {
 
 async fn turn(places: &Semaphore) -> Result<SemaphorePermit<'_>, StorageError> {
     let turn = timeout(TURN_WAIT_MAX, places.acquire()).await;
-    turn.map_err(|_| unavailable("too many reads wait for nats-server"))?.map_err(unavailable)
+    turn.map_err(|_| unavailable("too many tokens are being read"))?.map_err(unavailable)
 }
 
 /// Whether a direct get was answered by our stream, and not by a mirror of it.

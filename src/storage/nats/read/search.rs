@@ -11,8 +11,9 @@ use super::reader::{RUN_BYTES_MAX, Run};
 use super::stored::Stored;
 use crate::storage::nats::wire::names;
 
-/// Single matches asked for at once.
-const AT_ONCE_MAX: usize = 64;
+/// Single matches asked for at once. Where no match comes for long, each of them makes nats-server go
+/// through the same gap.
+const AT_ONCE_MAX: usize = 32;
 
 /// Bytes of single matches asked for at once, as far as can be foreseen, and of one at first.
 const AT_ONCE_BYTES: usize = 8 << 20;
@@ -405,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_page_costs_few_questions_and_the_next_one_fewer() {
-        for (distance, first, next) in [(1, 6, 2), (4, 6, 2), (5, 9, 9), (1_000, 9, 9)] {
+        for (distance, first, next) in [(1, 6, 2), (4, 6, 2), (5, 10, 10), (1_000, 10, 10)] {
             let mut stream = Stream::new();
             for token in 0..1_000 {
                 (1..distance).for_each(|_| stream.push(None));

@@ -61,7 +61,14 @@ enum Verdict {
 fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
     // That alone says nothing: 2.14.4 tells the time of a restart once the stream has changed since and
     // the server is restarted again. A stream that is made anew holds none of the records.
-    let has_ours = remembered.anchor.is_some() && found.anchor.is_some();
+    let has_ours = match (remembered.anchor, found.anchor) {
+        // Copied, it stands elsewhere.
+        (Some(ours), Some(there)) if there.write == ours.acknowledged => {
+            there.sequence == ours.sequence
+        }
+        (Some(_), Some(_)) => true,
+        _ => false,
+    };
     if found.created != remembered.created && !(has_ours && found.identity.is_some()) {
         return Verdict::Another("the stream was made anew".to_owned());
     }
@@ -319,6 +326,9 @@ mod tests {
         check(&written, &found("b", 99, Some(identity), Some(4)), "same");
         check(&written, &found("b", 99, Some(identity), Some(3)), "an older one");
         check(&written, &found("b", 9, Some(identity), Some(4)), "sequence 10 was acknowledged");
+        let copied = anchor::Found { write: 4, sequence: 9 };
+        let copied = Found { anchor: Some(copied), ..found("b", 10, Some(identity), None) };
+        check(&written, &copied, "made anew");
         check(&remembered(None), &found("b", 10, Some(identity), None), "made anew");
         check(&written, &found("a", 9, Some(identity), Some(4)), "sequence 10 was acknowledged");
         check(&written, &found("a", 10, None, Some(4)), "what store it is");

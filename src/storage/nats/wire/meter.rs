@@ -80,7 +80,7 @@ impl Meter {
             None => trouble.now = Some((Instant::now(), reason.to_owned())),
         }
         if trouble.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
-            warn!(reason, "nats-server refuses what is written");
+            warn!(reason, "nothing can be written at the moment");
             (trouble.told_at, trouble.is_told) = (Some(Instant::now()), true);
         }
     }
@@ -90,7 +90,7 @@ impl Meter {
         let mut trouble = self.in_trouble();
         trouble.now = None;
         if std::mem::take(&mut trouble.is_told) {
-            info!("nats-server takes what is written again");
+            info!("what is written is taken again");
         }
     }
 

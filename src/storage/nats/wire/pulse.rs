@@ -75,7 +75,7 @@ impl Pulse {
         let mut heard = self.heard();
         let Some(last) = &mut *heard else { return false };
         let silence = now.saturating_duration_since(last.asked);
-        if silence <= SILENCE_MAX + 2 * last.way {
+        if silence <= SILENCE_MAX + last.way {
             return false;
         }
         if silence >= RESTART_AFTER {

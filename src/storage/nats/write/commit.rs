@@ -63,6 +63,8 @@ pub struct Commit {
     earlier: Vec<Uuid>,
     /// The stream must end here when it is committed, which then is alone in its batch.
     pub end: Option<u64>,
+    /// The life of the store that it was decided in, if that is known.
+    pub life: Option<u64>,
 }
 
 impl Commit {
@@ -98,6 +100,7 @@ impl Commit {
             newest: None,
             earlier: Vec::new(),
             end: None,
+            life: None,
         })
     }
 
@@ -251,8 +254,8 @@ impl Commit {
             messages.push((piece, message));
         }
         let (target, version) = (Target::Token(token.id), token.version);
-        let (newest, earlier, end) = (None, Vec::new(), None);
-        Ok(Self { target, kind, messages, event_id, version, newest, earlier, end })
+        let (newest, earlier, end, life) = (None, Vec::new(), None, change.life);
+        Ok(Self { target, kind, messages, event_id, version, newest, earlier, end, life })
     }
 
     /// The message that holds the token or the definition.

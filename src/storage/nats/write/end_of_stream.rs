@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tracing::warn;
 
 use super::mend::Mender;
 use crate::storage::StorageError;
@@ -19,9 +18,8 @@ const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
 /// How long it waits for the look at what store it is.
 const SETTLE_WAIT: Duration = Duration::from_millis(200);
 
-/// The most time for one look, and the least between two log lines that say that looks fail.
+/// The most time for one look.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
-const TELL_PERIOD: Duration = Duration::from_secs(30);
 
 /// What the committer and others tell one another.
 pub struct Signals {
@@ -41,13 +39,11 @@ pub struct EndOfStream {
     whole: (u64, u64),
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
-    /// When the log was told that looks fail.
-    told_at: Option<Instant>,
 }
 
 impl EndOfStream {
     pub fn new(signals: Signals) -> Self {
-        Self { signals, whole: (0, 0), look_at: None, told_at: None }
+        Self { signals, whole: (0, 0), look_at: None }
     }
 
     /// When it is looked at again, if a look has failed.
@@ -92,17 +88,15 @@ impl EndOfStream {
         {
             Ok(last) => {
                 self.whole = (life, last);
-                (self.look_at, self.told_at) = (None, None);
+                self.look_at = None;
                 self.signals.looked.send_replace(disturbances);
                 Ok(())
             }
             Err(error) => {
-                let now = Instant::now();
-                if self.told_at.is_none_or(|at| now >= at + TELL_PERIOD) {
-                    warn!(%error, "the end of the stream cannot be looked at; nothing is written before that");
-                    self.told_at = Some(now);
-                }
-                self.look_at = Some(now + LOOK_AGAIN_PAUSE);
+                mender
+                    .meter
+                    .record_trouble(&format!("the end of the stream cannot be looked at: {error}"));
+                self.look_at = Some(Instant::now() + LOOK_AGAIN_PAUSE);
                 Err(error)
             }
         }

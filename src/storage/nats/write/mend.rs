@@ -28,7 +28,9 @@ use crate::storage::nats::read::workflow_index::WorkflowIndex;
 use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
-use crate::storage::nats::wire::names::{self, ALL_EVENTS, PURGED, header};
+use crate::storage::nats::wire::names::{
+    self, ALL_DEFINITIONS, ALL_EVENTS, ALL_TOKENS, PURGED, header,
+};
 
 /// How often it looks anew where others mend or move the same token at the same time.
 const ROUNDS_MAX: usize = 8;
@@ -100,6 +102,18 @@ impl Mender {
     /// The last token or definition behind `whole`, unless what follows it shows that its change is
     /// whole: a departure is always the last message of its change.
     async fn newest_change(&self, whole: u64, last: u64) -> Result<Option<Stored>, StorageError> {
+        let (token, definition) = futures_util::try_join!(
+            self.reader.last(ALL_TOKENS),
+            self.reader.last(ALL_DEFINITIONS)
+        )?;
+        let newest = token.into_iter().chain(definition).max_by_key(|message| message.sequence);
+        let Some(newest) = newest else { return Ok(None) };
+        if newest.sequence <= last {
+            return Ok(
+                Some(newest).filter(|newest| newest.sequence > whole && !newest.is_departure())
+            );
+        }
+        // Others write meanwhile, so there is one among the last messages of before.
         let first = last.saturating_sub(BATCH_MESSAGES_MAX as u64).max(whole);
         for sequence in (first + 1..=last).rev() {
             let Some(message) = self.reader.at(sequence).await? else { continue };

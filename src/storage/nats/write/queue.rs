@@ -89,7 +89,7 @@ impl Queue {
         deadline: Instant,
     ) -> Result<Sequence, StorageError> {
         self.fits(&commit)?;
-        let life = self.life.number();
+        let life = commit.life.unwrap_or_else(|| self.life.number());
         let connect_by = deadline.min(Instant::now() + link::CONNECT_WAIT_MAX);
         self.link.connected(connect_by).await.map_err(unavailable)?;
         let bytes = commit.bytes();
