@@ -293,6 +293,11 @@ impl Committer {
         let held = || BatchError::NotDone("it is being seen what store this is".to_owned());
         let anchor = timeout_at(Instant::now() + CONNECT_WAIT, self.life.anchor()).await;
         let mut anchor = anchor.map_err(|_| held())?;
+        // A look that ended another life has held it until now.
+        let life = self.life.number();
+        if group.iter().any(|pending| pending.life != life) {
+            return Err(BatchError::NotDone("it is another life of the store".to_owned()));
+        }
         let next = anchor.next();
         let mut first = Outgoing::of(&next);
         if let Some(end) = group.iter().find_map(|pending| pending.commit.end) {
