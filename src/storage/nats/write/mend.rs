@@ -12,7 +12,7 @@ use chrono::Utc;
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::batch::{self, BATCH_MESSAGES_MAX, BatchError};
+use super::batch::{self, BatchError};
 use super::commit::{Commit, Kind, completion_id};
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Presence, Shape};
@@ -59,10 +59,13 @@ impl Mender {
     /// torn. Gives the last sequence up to which all is whole.
     pub async fn end_of_stream(&self, whole: u64) -> Result<u64, StorageError> {
         for _ in 0..ROUNDS_MAX {
+            let newest = self.newest_change().await?;
             let last = jetstream::stream_state(&self.link).await?.last_sequence;
             // A stream that is shorter than it was is another one.
             let whole = if whole > last { 0 } else { whole };
-            let Some(newest) = self.newest_change(whole, last).await? else { return Ok(last) };
+            let Some(newest) = newest.filter(|newest| newest.sequence > whole) else {
+                return Ok(last);
+            };
             let (subject, sequence) = (&newest.subject, newest.sequence);
             match self.mend_newest(&newest, last).await {
                 Ok(Some(Mended::Overtaken)) => continue,
@@ -99,32 +102,15 @@ impl Mender {
         }
     }
 
-    /// The last token or definition behind `whole`, unless what follows it shows that its change is
-    /// whole: a departure is always the last message of its change.
-    async fn newest_change(&self, whole: u64, last: u64) -> Result<Option<Stored>, StorageError> {
+    /// The last token or definition of the stream, unless it shows that its change is whole: a departure
+    /// is always the last message of its change. What others write after it is whole, as they look first.
+    async fn newest_change(&self) -> Result<Option<Stored>, StorageError> {
         let (token, definition) = futures_util::try_join!(
             self.reader.last(ALL_TOKENS),
             self.reader.last(ALL_DEFINITIONS)
         )?;
         let newest = token.into_iter().chain(definition).max_by_key(|message| message.sequence);
-        let Some(newest) = newest else { return Ok(None) };
-        if newest.sequence <= last {
-            return Ok(
-                Some(newest).filter(|newest| newest.sequence > whole && !newest.is_departure())
-            );
-        }
-        // Others write meanwhile, so there is one among the last messages of before.
-        let first = last.saturating_sub(BATCH_MESSAGES_MAX as u64).max(whole);
-        for sequence in (first + 1..=last).rev() {
-            let Some(message) = self.reader.at(sequence).await? else { continue };
-            if names::parse_definition(&message.subject).is_some() {
-                return Ok(Some(message));
-            }
-            if names::parse_token(&message.subject).is_some() {
-                return Ok(Some(message).filter(|message| !message.is_departure()));
-            }
-        }
-        Ok(None)
+        Ok(newest.filter(|newest| !newest.is_departure()))
     }
 
     /// Mends a token's newest change. None if it is whole. `last` is the stream's last sequence as it
