@@ -14,6 +14,7 @@ use super::health::Monitor;
 use super::readiness::Readiness;
 use crate::domain::{Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId, workflow_hash};
 use crate::storage::nats::read::lists;
+use crate::storage::nats::read::reader::TURN_WAIT_MAX;
 use crate::storage::nats::read::stored::set_place_on_bus;
 use crate::storage::nats::read::token;
 use crate::storage::nats::upkeep::supervisor::NATSOpenError;
@@ -218,7 +219,8 @@ impl WorkflowStorage for NATSStorage {
             None => token::find_anywhere(&self.parts.reader, &self.parts.index, id).await,
         };
         let Some(found) = found.map_err(|error| self.explained(error))? else { return Ok(None) };
-        Ok(Some(self.parts.reader.token(found.state).await?))
+        let until = Instant::now() + TURN_WAIT_MAX;
+        Ok(Some(self.parts.reader.token(found.state, until).await?))
     }
 
     fn life(&self) -> u64 {

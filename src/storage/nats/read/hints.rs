@@ -32,6 +32,13 @@ pub struct Hint {
     pub distance: Option<u64>,
 }
 
+/// What a search has shown of its filter, as far as it has shown anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learned {
+    pub distance: Option<u64>,
+    pub floor: Option<u64>,
+}
+
 impl Hint {
     /// Whether many subjects matched, a short time ago.
     pub fn says_many(&self) -> bool {
@@ -68,10 +75,10 @@ impl Hints {
     }
 
     /// Notes what a search has shown.
-    pub fn learn(&self, filter: &str, distance: Option<u64>, floor: Option<u64>) {
+    pub fn learn(&self, filter: &str, learned: Learned) {
         let hint = self.of(filter);
-        let distance = distance.or(hint.distance);
-        let floor = floor.map_or(hint.floor, |floor| floor.max(hint.floor));
+        let distance = learned.distance.or(hint.distance);
+        let floor = learned.floor.map_or(hint.floor, |floor| floor.max(hint.floor));
         if (distance, floor) != (hint.distance, hint.floor) {
             self.filters.insert(filter.to_owned(), Hint { distance, floor, ..hint });
         }

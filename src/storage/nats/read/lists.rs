@@ -45,7 +45,8 @@ pub async fn tokens(
         let Run { messages, more, .. } = run;
         for stored in messages.into_iter().filter(|stored| !stored.is_departure()) {
             let size = stored.payload.len();
-            let token = reader.token(stored).await?;
+            // The waits of large ones together have the time of the list.
+            let token = reader.token(stored, deadline).await?;
             if let Some(seen) = places.insert(token.token.id, rows.len())
                 && let Some((_, size)) = rows[seen].take()
             {

@@ -9,7 +9,7 @@ use async_nats::{Message, StatusCode};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::hints::Hints;
 use super::known::KnownTokens;
@@ -38,7 +38,7 @@ const SINGLES_MAX: usize = 20;
 const RUNS_MAX: usize = 4;
 
 /// How long a read waits for its turn, and a large token to be decoded.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+pub const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Bytes of a token from which on it is decoded on a thread of its own, and from which on it is one of
 /// the largest: of these and of the others so many are decoded at once, so none waits for larger ones.
@@ -240,7 +240,7 @@ impl Reader {
 
     /// One answer to one question, asked again where it was lost on its way.
     async fn asked(&self, subject: &str, request: &Bytes) -> Result<Message, StorageError> {
-        let _turn = turn(&self.singles).await?;
+        let _turn = turn(&self.singles, Instant::now() + TURN_WAIT_MAX).await?;
         let mut attempt = 1;
         loop {
             let asked = self.link.request(subject.to_owned(), None, request.clone(), ANSWER_WAIT);
@@ -398,16 +398,17 @@ impl Reader {
 
     /// Waits until a run of messages may be asked for.
     pub async fn run_turn(&self) -> Result<SemaphorePermit<'_>, StorageError> {
-        turn(&self.runs).await
+        turn(&self.runs, Instant::now() + TURN_WAIT_MAX).await
     }
 
-    /// The token that a message holds. A large one takes long enough that others would wait.
-    pub async fn token(&self, stored: Stored) -> Result<StoredToken, StorageError> {
+    /// The token that a message holds. A large one takes long enough that others would wait, so it waits
+    /// for its turn, at most `until` then.
+    pub async fn token(&self, stored: Stored, until: Instant) -> Result<StoredToken, StorageError> {
         if stored.payload.len() < LARGE_BYTES {
             return stored.token();
         }
-        let _turn =
-            turn(&self.decoders[usize::from(stored.payload.len() >= LARGEST_BYTES)]).await?;
+        let lane = usize::from(stored.payload.len() >= LARGEST_BYTES);
+        let _turn = turn(&self.decoders[lane], until).await?;
         let decoded = tokio::task::spawn_blocking(move || stored.token()).await;
         decoded.unwrap_or_else(|error| match error.try_into_panic() {
             // A defect: it goes on to whoever turns panics into answers.
@@ -422,8 +423,8 @@ impl Reader {
     }
 }
 
-async fn turn(places: &Semaphore) -> Result<SemaphorePermit<'_>, StorageError> {
-    let turn = timeout(TURN_WAIT_MAX, places.acquire()).await;
+async fn turn(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>, StorageError> {
+    let turn = timeout_at(until, places.acquire()).await;
     turn.map_err(|_| unavailable("too many tokens are being read"))?.map_err(unavailable)
 }
 

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::reader::{self, RUN_MESSAGES_MAX, Reader, Run, unavailable};
-use super::search::{Learned, Next, Search, Step};
+use super::search::{Next, Search, Step};
 use super::stored::Stored;
 use crate::storage::StorageError;
 use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT};
@@ -124,8 +124,7 @@ async fn search(
             }
             Step::Stretch { from, count } => search.on_stretch(reader.from(from, count).await?),
             Step::Done => {
-                let Learned { distance, floor } = search.learned();
-                reader.hints.learn(filter, distance, floor);
+                reader.hints.learn(filter, search.learned());
                 return Ok(search.into_run());
             }
         }

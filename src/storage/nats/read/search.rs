@@ -6,7 +6,7 @@
 //! meanwhile is found where it was or where it comes to. Where every few messages one matches, it
 //! asks for whole stretches of the stream.
 
-use super::hints::Hint;
+use super::hints::{Hint, Learned};
 use super::reader::{RUN_BYTES_MAX, Run};
 use super::stored::Stored;
 use crate::storage::nats::wire::names;
@@ -45,13 +45,6 @@ pub enum Step {
 pub struct Next {
     pub from: u64,
     pub found: Option<Stored>,
-}
-
-/// What a search has shown of its filter: how the next one begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Learned {
-    pub distance: Option<u64>,
-    pub floor: Option<u64>,
 }
 
 /// A search in the making.

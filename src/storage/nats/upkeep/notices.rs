@@ -30,8 +30,8 @@ impl Notices {
     /// Notes what a change of the stream's settings may have cost. Whether that is news.
     pub fn lost(&self, text: &str) -> bool {
         let mut told = self.told();
-        let is_new = !told.lost.iter().any(|there| there == text) && told.lost.len() < LOSSES_MAX;
-        if is_new {
+        let is_new = !told.lost.iter().any(|there| there == text);
+        if is_new && told.lost.len() < LOSSES_MAX {
             told.lost.push(text.to_owned());
         }
         is_new
