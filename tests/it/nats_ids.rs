@@ -222,9 +222,9 @@ fn what_a_read_of_an_id_asks_does_not_depend_on_the_id() {
                     let found = storage.load_token(*id, None).await.unwrap();
                     let found = found.map(|stored| stored.token.workflow_id.to_string());
                     assert_eq!(found.as_deref(), *workflow, "{kind} {id}");
-                    // Without what the look at the stream asks, which may be under way.
+                    // Without what the look at the stream asks, which may be under way: it names no id.
                     let gets = so_far(&bus, &mut asked, "$JS.API.DIRECT.GET.marker").await;
-                    let of_ids = ["tokens.", "cb.store.hashes."];
+                    let of_ids = [&id.to_string(), "cb.store.hashes."];
                     let gets = gets.iter().filter(|get| {
                         let request = String::from_utf8_lossy(&get.payload);
                         of_ids.iter().any(|of| request.contains(of))
