@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,25 +16,38 @@ pub const ROOM: u64 = 20_000_000;
 /// Time for a server to open its store.
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// nats-servers, and which server is measured on them.
+pub struct Bus {
+    nodes: Nodes,
+    binary: PathBuf,
+}
+
 /// One nats-server or three.
-pub enum Bus {
+enum Nodes {
     One(NatsServer),
     Three(Cluster),
 }
 
 impl Bus {
+    /// For the server of this build, or the one that `BENCH_SERVER` names.
     pub fn start(replicas: usize) -> Self {
-        let bus = match replicas {
-            1 => NatsServer::start().map(Bus::One),
-            _ => Cluster::start().map(Bus::Three),
+        let other = std::env::var_os("BENCH_SERVER");
+        Self::start_for(replicas, other.unwrap_or_else(|| env!("CARGO_BIN_EXE_server").into()))
+    }
+
+    /// For this server binary.
+    pub fn start_for(replicas: usize, binary: impl Into<PathBuf>) -> Self {
+        let nodes = match replicas {
+            1 => NatsServer::start().map(Nodes::One),
+            _ => Cluster::start().map(Nodes::Three),
         };
-        bus.expect("nats-server is there")
+        Self { nodes: nodes.expect("nats-server is there"), binary: binary.into() }
     }
 
     fn config(&self) -> NATSStorageConfig {
-        match self {
-            Bus::One(server) => server.config(),
-            Bus::Three(cluster) => cluster.config(0),
+        match &self.nodes {
+            Nodes::One(server) => server.config(),
+            Nodes::Three(cluster) => cluster.config(0),
         }
     }
 
@@ -43,8 +57,7 @@ impl Bus {
     }
 }
 
-/// A server process, killed at the end: the server of this build, or the one that `BENCH_SERVER`
-/// names.
+/// A server process, killed at the end.
 pub struct Server {
     child: Child,
     pub address: String,
@@ -57,10 +70,8 @@ impl Server {
 
     /// One whose stream may hold so many messages.
     pub fn with_limit(bus: &Bus, messages: u64) -> Self {
-        let replicas = if matches!(bus, Bus::One(_)) { "1" } else { "3" };
-        let other = std::env::var_os("BENCH_SERVER");
-        let binary = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_server").into());
-        let mut child = Command::new(&binary)
+        let replicas = if matches!(bus.nodes, Nodes::One(_)) { "1" } else { "3" };
+        let mut child = Command::new(&bus.binary)
             .env_clear()
             .env("LISTEN_ADDR", "127.0.0.1:0")
             .env("STORAGE_BACKEND", "nats")
@@ -70,7 +81,7 @@ impl Server {
             .env("NATS_MAX_BYTES", (16_u64 << 30).to_string())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()));
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", bus.binary.display()));
         let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
         let address = lines.find_map(|line| {
             let line = line.expect("the log is text");

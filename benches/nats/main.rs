@@ -7,8 +7,9 @@
 //! | variable | |
 //! |---|---|
 //! | `BENCH_SECONDS` | how long each measurement takes, in place of 3 s |
-//! | `BENCH_PART` | only one part is done: `moves`, `workflows`, `tokens`, `turns`, `two_servers`, `ids`, `full` |
+//! | `BENCH_PART` | only one part is done: `moves`, `workflows`, `tokens`, `turns`, `two_servers`, `ids`, `full`, `beside` |
 //! | `BENCH_CASE` | only one row of `moves` is done, such as `3x64`: replicas and connections; or of `turns` (replicas and tokens), `two_servers` (replicas and servers), `full` (replicas and workflows) |
+//! | `BENCH_BEFORE` | the server binary of an earlier version; with it the part `beside` is done, too |
 //! | `BENCH_TOKENS` | the part `tokens` has another number of tokens than a million |
 //! | `BENCH_SERVER` | the server binary to measure, such as one of an earlier version; it fills its stores itself |
 
@@ -17,6 +18,7 @@
 use std::time::Duration;
 
 mod bare;
+mod beside;
 mod bus;
 #[path = "../client.rs"]
 mod client;
@@ -69,6 +71,11 @@ async fn run() {
     }
     if wanted("full") {
         full::full(time).await;
+    }
+    if let Some(before) = std::env::var_os("BENCH_BEFORE")
+        && wanted("beside")
+    {
+        beside::beside(before.into(), time / 4).await;
     }
 }
 

@@ -68,4 +68,11 @@ impl Movers {
         })
         .await
     }
+
+    /// So many moves, of whichever token is next.
+    pub async fn run_count(self: &Arc<Self>, server: &Server, connections: usize, count: usize) {
+        while self.next.load(Ordering::Relaxed) < count {
+            self.run_once_each(server, connections, Duration::from_millis(200)).await;
+        }
+    }
 }
