@@ -176,12 +176,15 @@ impl Engine {
                 }
             };
             // The id may be another token's by now, if the one that was meant was completed and has aged.
+            // Which one is meant, only a fresh look can say.
             let now_born = (stored.token.workflow_id.clone(), stored.token.created_at);
-            if *born.get_or_insert_with(|| now_born.clone()) != now_born {
-                if guessed {
-                    continue;
+            match &born {
+                Some(born) if *born != now_born && guessed => continue,
+                Some(born) if *born != now_born => {
+                    return Err(EngineError::TokenNotFound { token });
                 }
-                return Err(EngineError::TokenNotFound { token });
+                None if !guessed => born = Some(now_born),
+                _ => {}
             }
             let workflow = self.workflow_of(&stored.token).await?;
             // A time of its own for each state, none before that of the state.

@@ -25,10 +25,10 @@ pub struct Raw {
     pub payload: Vec<u8>,
 }
 
-/// A plain client.
 /// Where the JetStream API is for who is in the account of the stream.
 const API: &str = "$JS.API";
 
+/// A plain client.
 pub struct Bus {
     pub client: Client,
     /// Where the JetStream API is.

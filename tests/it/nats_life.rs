@@ -351,6 +351,80 @@ fn a_stream_that_is_purged_is_another_life() {
     });
 }
 
+/// With replicas a purge can come between the check of a batch and its place in the stream: then all is
+/// gone but what that batch holds, the server's new record with it.
+#[test]
+fn a_purge_that_a_batch_has_slipped_through_is_noticed_with_the_next_batch() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let options = NATSStorageOptions {
+            health_check_interval: Duration::from_secs(60),
+            ..NATSStorageOptions::new()
+        };
+        let node = Node::start(&nats, options).await;
+        node.define("w").await;
+        node.create("w").await;
+        let bus = Bus::connect(&nats).await;
+        for gone in ["cb.workflows.>", "cb.tokens.>", "cb.store.identity", "cb.store.hashes.>"] {
+            bus.done(&format!("STREAM.PURGE.{STREAM}"), &json!({ "filter": gone })).await;
+        }
+        let witnesses = bus.subjects("cb.store.servers.*.witness").await;
+        assert_eq!(witnesses.len(), 1);
+        bus.done(&format!("STREAM.PURGE.{STREAM}"), &json!({ "filter": witnesses[0].0 })).await;
+        assert_eq!(bus.subjects("cb.store.servers.*").await.len(), 1);
+        let answer = node.ask(CREATE_TOKEN, json!({ "workflowId": "w" })).await;
+        let code = answer["errors"][0]["extensions"]["code"].as_str();
+        assert_eq!(code, Some("STORAGE_UNAVAILABLE"), "{answer}");
+        node.define("w").await;
+        node.create("w").await;
+    });
+}
+
+/// An id is free again once its token has aged; a server may remember the one that had it.
+#[test]
+fn a_move_of_an_id_that_is_another_tokens_by_now_is_made() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let config = NATSStorageConfig { default_max_age: Duration::from_secs(1), ..nats.config() };
+        let open = async || Node::over(Arc::new(NATSStorage::new(config.clone()).await.unwrap()));
+        let (one, other) = (open().await, open().await);
+        one.define("w").await;
+        let id = "7b1c3a52-0d0e-4c8f-9a37-2f6f3f1f0a11";
+        let token = json!({ "workflowId": "w", "id": id });
+        assert_eq!(one.code(CREATE_TOKEN, token.clone()).await, "");
+        for transition in ["submit", "finish"] {
+            assert_eq!(one.fire(id, transition).await, "");
+        }
+        let deadline = Instant::now() + WAIT_MAX;
+        while !other.code(CREATE_TOKEN, token.clone()).await.is_empty() {
+            assert!(Instant::now() < deadline, "it ages");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(one.fire(id, "submit").await, "");
+    });
+}
+
+#[test]
+fn a_workflow_that_was_answered_is_in_the_next_list() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let [one, other] = Node::two(&nats).await;
+        let limit = circuit_breaker::storage::PageLimit { rows: 100, bytes: 1 << 30 };
+        let listed = async || {
+            let page = WorkflowStorage::list_workflows(&*other.storage, None, limit).await.unwrap();
+            page.items.iter().map(|workflow| workflow.id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(listed().await, [""; 0]);
+        one.define("read").await;
+        let read = other.storage.load_workflow(&"read".parse().unwrap()).await.unwrap();
+        assert!(read.is_some());
+        assert_eq!(listed().await, ["read"]);
+        one.define("there").await;
+        other.define("there").await;
+        assert_eq!(listed().await, ["read", "there"]);
+    });
+}
+
 #[test]
 fn a_stream_that_is_deleted_is_not_made_anew_unless_that_is_asked_for() {
     let Some(nats) = NatsServer::start() else { return };

@@ -80,8 +80,8 @@ fn events_and_completed_tokens_go_with_age_and_what_lives_stays() {
         let deadline = Instant::now() + WAIT_MAX;
         let bus = Bus::connect(&nats).await;
         // The definition with the pointer of its hash, the token that lives with its own, and what the
-        // server says of the store and of itself.
-        while bus.stream().await["state"]["messages"] != 6 {
+        // server says of the store and of itself, twice.
+        while bus.stream().await["state"]["messages"] != 7 {
             assert!(Instant::now() < deadline, "{}", bus.stream().await["state"]);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -294,6 +294,69 @@ fn a_limit_of_nats_server_itself_is_told_by_name() {
     });
 }
 
+/// Another stream has taken nearly all that the account may store. The limit refuses any message of a
+/// batch, and of those before the last one nats-server's answer to the batch tells nothing.
+#[test]
+fn a_limit_of_the_account_is_told_by_name_whichever_message_it_refuses() {
+    let text = "accounts { OURS { jetstream { max_file: 8MB }, users: [{ user: a, password: a }] } }\n\
+                no_auth_user: a\n";
+    let Some((nats, _folder)) = configured(text) else { return };
+    runtime().block_on(async {
+        let config = NATSStorageConfig { default_max_bytes: 4 << 20, ..nats.config() };
+        let node = Node::over(Arc::new(NATSStorage::new(config).await.unwrap()));
+        node.define("w").await;
+        let bus = Bus::connect(&nats).await;
+        let other = json!({ "name": "OTHER", "subjects": ["other"], "storage": "file" });
+        let made = bus.ask("STREAM.CREATE.OTHER", &other).await;
+        assert!(made["error"].is_null(), "{made}");
+        let fill = async |each: usize| loop {
+            let sent = bus.client.request("other", vec![b'x'; each].into()).await.unwrap();
+            if String::from_utf8_lossy(&sent.payload).contains("error") {
+                break;
+            }
+        };
+        let data = json!({ "text": "x".repeat(60_000) });
+        let input = json!({ "workflowId": "w", "data": data });
+        let told = async || {
+            // Whether nothing or only smaller ones can be written.
+            let health = format!("{:?}", node.storage.health().await);
+            assert!(health.contains("raise max_file of the account"), "{health}");
+        };
+        // The token does not fit, its event does.
+        fill(900_000).await;
+        fill(10_000).await;
+        let many = (0..16).map(|_| node.ask(CREATE_TOKEN, input.clone()));
+        for answer in futures_util::future::join_all(many).await {
+            let message = answer["errors"][0]["message"].to_string();
+            assert!(message.contains("raise max_file of the account"), "{message}");
+        }
+        told().await;
+        assert_eq!(node.create("w").await.len(), 36, "none of those is in the way");
+        told().await;
+        // Each fits, but not all of a batch: it is cut, and what is missing does not fit either.
+        bus.done("STREAM.PURGE.OTHER", &Value::Null).await;
+        fill(900_000).await;
+        let (mut made, mut refused) = (0, Vec::new());
+        while refused.len() < 2 {
+            let some = (0..4).map(|_| node.ask(CREATE_TOKEN, input.clone()));
+            for answer in futures_util::future::join_all(some).await {
+                match answer["errors"][0]["message"].as_str() {
+                    None => made += 1,
+                    Some(message) => refused.push(message.to_owned()),
+                }
+            }
+        }
+        assert!(made > 0 && made < 20, "{made} {refused:?}");
+        for message in &refused {
+            assert!(message.contains("raise max_file of the account"), "{message}");
+        }
+        told().await;
+        bus.done("STREAM.PURGE.OTHER", &Value::Null).await;
+        assert_eq!(node.code(CREATE_TOKEN, input).await, "");
+        node.health("purged", healthy).await;
+    });
+}
+
 /// The scan after a restart needs a consumer, and here there can be none.
 #[test]
 fn a_scan_that_is_impossible_is_told() {

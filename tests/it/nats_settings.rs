@@ -442,7 +442,7 @@ fn a_start_lowers_no_limit_unless_it_is_told_to_and_never_below_what_is_there() 
         NATSStorageOptions { lower_limits: true, ..NATSStorageOptions::new() },
     ));
     let error = storage.map(drop).unwrap_err().to_string();
-    assert!(error.contains("max_msgs of 100 is less than the 12"), "{error}");
+    assert!(error.contains("max_msgs of 100 is less than the 13"), "{error}");
     assert_eq!(limit(), 1_000);
 }
 

@@ -164,6 +164,10 @@ impl Monitor {
                 self.retention.counted(&state);
                 let mut notices = self.notices.all();
                 notices.extend(self.retention.full());
+                let limit = self.meter.limit();
+                notices.extend(limit.map(|limit| {
+                    format!("some changes were refused, and none as large was made since: {limit}")
+                }));
                 judge(&state, notices, self.reader.mirror())
             }
             Err(error) => StorageHealth::Unhealthy(error.to_string()),
@@ -182,7 +186,10 @@ impl Monitor {
 
 fn judge(state: &StreamState, notices: Vec<String>, mirror: Option<String>) -> StorageHealth {
     if state.replicas > 1 && state.leader.is_none() {
-        return StorageHealth::Unhealthy("the stream has no leader".to_owned());
+        return StorageHealth::Unhealthy(
+            "the stream has no leader; too few of its nodes are there, or their max_file_store or disk is used up"
+                .to_owned(),
+        );
     }
     let mut wrong: Vec<String> = state
         .peers

@@ -146,9 +146,11 @@ impl WorkflowStorage for NATSStorage {
         let hash = workflow_hash(&definition.id);
         let first = self.parts.index.first(&self.parts.reader, hash).await?.is_none();
         let age = self.config.default_max_age;
-        self.write(Commit::create_workflow(&definition, &event, first, age)?).await?;
-        self.parts.index.created();
-        Ok(())
+        let written = self.write(Commit::create_workflow(&definition, &event, first, age)?).await;
+        if matches!(written, Ok(_) | Err(StorageError::WorkflowExists { .. })) {
+            self.parts.index.answered(&definition.id);
+        }
+        written.map(drop)
     }
 
     async fn load_workflow(
@@ -158,7 +160,7 @@ impl WorkflowStorage for NATSStorage {
         self.ready().await?;
         let found =
             self.parts.reader.definition(id).await.map_err(|error| self.explained(error))?;
-        Ok(found.map(|(definition, _)| definition))
+        Ok(found.map(|(definition, _)| definition).inspect(|_| self.parts.index.answered(id)))
     }
 
     async fn list_workflows(

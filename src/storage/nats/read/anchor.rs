@@ -4,6 +4,10 @@
 //! It is the first message of each batch, and expects the one before it: a store that went back in time,
 //! was emptied or made anew has an older one, or none, so nothing that was decided on the store of before
 //! is ever taken there. A look at the stream compares it, too, and writes it anew where nothing else does.
+//!
+//! With replicas the leader checks a batch before it proposes it. A purge that is proposed in between lets
+//! the batch through all the same, and with it a new anchor, on which the next ones go on. So each batch
+//! expects a second record where it was, the witness, which no batch writes: it is gone then.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +23,9 @@ const TTL: Duration = Duration::from_secs(3_600);
 /// The least time between two writes that nothing else makes necessary.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// After which time the witness is written anew.
+const WITNESS_PERIOD: Duration = Duration::from_secs(1_200);
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Payload {
     write: u64,
@@ -31,6 +38,37 @@ pub struct Anchor {
     /// How often it was written; never the same twice, in whatever life of the store.
     writes: u64,
     last: Option<Written>,
+    witness: Option<Witness>,
+}
+
+/// The witness: where it stands, and since when.
+#[derive(Debug, Clone, Copy)]
+struct Witness {
+    sequence: u64,
+    at: SystemTime,
+}
+
+/// The witness as a batch expects it.
+pub struct Expected {
+    pub subject: String,
+    pub sequence: u64,
+    /// The subject of a message that checks it where no other does.
+    pub checked_by: String,
+}
+
+impl Expected {
+    pub fn headers(&self) -> [(&'static str, String); 2] {
+        [
+            (header::EXPECTED_LAST_SUBJECT_SEQUENCE, self.sequence.to_string()),
+            (header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT, self.subject.clone()),
+        ]
+    }
+
+    /// Headers of a message that does nothing else.
+    pub fn headers_alone(&self) -> [(&'static str, String); 4] {
+        let [sequence, subject] = self.headers();
+        [(header::ROLLUP, "sub".to_owned()), (header::TTL, names::ttl(TTL)), sequence, subject]
+    }
 }
 
 /// Its last write.
@@ -61,7 +99,7 @@ pub struct Next {
 
 impl Anchor {
     pub fn new() -> Self {
-        Self { server: Uuid::new_v4(), writes: 0, last: None }
+        Self { server: Uuid::new_v4(), writes: 0, last: None, witness: None }
     }
 
     pub fn subject(&self) -> String {
@@ -128,7 +166,38 @@ impl Anchor {
 
     /// The store is another one.
     pub fn forget(&mut self) {
-        self.last = None;
+        (self.last, self.witness) = (None, None);
+    }
+
+    /// What is sent to write the witness, if there is none, or it would age before long.
+    pub fn next_witness(&self, now: SystemTime) -> Option<(String, [(&'static str, String); 2])> {
+        let is_there = |witness: &Witness| Self::age(witness, now) < WITNESS_PERIOD;
+        if self.witness.as_ref().is_some_and(is_there) {
+            return None;
+        }
+        let headers = [(header::ROLLUP, "sub".to_owned()), (header::TTL, names::ttl(TTL))];
+        Some((names::witness(self.server), headers))
+    }
+
+    /// It stands there now; none where nobody knows.
+    pub fn witnessed(&mut self, sequence: Option<u64>) {
+        self.witness = sequence.map(|sequence| Witness { sequence, at: SystemTime::now() });
+    }
+
+    /// Where a batch expects the witness. None where that is not known, or where it may have aged.
+    pub fn witness(&self, now: SystemTime) -> Option<Expected> {
+        let witness = self.witness.as_ref()?;
+        let is_there = Self::age(witness, now) < TTL - WITNESS_PERIOD;
+        is_there.then(|| Expected {
+            subject: names::witness(self.server),
+            sequence: witness.sequence,
+            checked_by: names::witness_check(self.server),
+        })
+    }
+
+    /// One of a time to come is of a clock that was set back, and counts as old.
+    fn age(witness: &Witness, now: SystemTime) -> Duration {
+        now.duration_since(witness.at).unwrap_or(TTL)
     }
 
     /// Reads what stands in the stream. What cannot be read was not written here.
@@ -171,5 +240,23 @@ mod tests {
         anchor.forget();
         assert_eq!(expected(&anchor.next()), None);
         assert_eq!(Anchor::read(b"{}", 3), Found { write: 0, sequence: 3 });
+    }
+
+    #[test]
+    fn a_witness_is_expected_until_it_may_have_aged() {
+        let (mut anchor, now) = (Anchor::new(), SystemTime::now());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        assert!(anchor.next_witness(now).is_some() && anchor.witness(now).is_none());
+        anchor.witnessed(Some(8));
+        assert!(anchor.next_witness(later(600)).is_none());
+        assert!(anchor.next_witness(later(1_300)).is_some());
+        assert_eq!(anchor.witness(later(1_300)).unwrap().sequence, 8);
+        assert!(anchor.witness(later(2_500)).is_none(), "the clocks may differ");
+        assert!(anchor.next_witness(now - Duration::from_secs(9)).is_some());
+        anchor.witnessed(None);
+        assert!(anchor.next_witness(now).is_some() && anchor.witness(now).is_none());
+        anchor.witnessed(Some(9));
+        anchor.forget();
+        assert!(anchor.witness(now).is_none());
     }
 }

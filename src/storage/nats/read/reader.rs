@@ -24,7 +24,7 @@ use crate::storage::{StorageError, StoredToken};
 pub const RUN_MESSAGES_MAX: usize = 2_048;
 
 /// Bytes asked for at once: a run is in memory as a whole.
-pub const RUN_BYTES_MAX: usize = 8 << 20;
+pub const RUN_BYTES_MAX: usize = 4 << 20;
 
 /// Time for one run within a read of something else.
 pub const RUN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -32,10 +32,15 @@ pub const RUN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Markers of nats-server that one read removes.
 const MARKERS_MAX: usize = 16;
 
-/// Answers of single messages, and of runs, that are under way at once. nats-server cuts a connection on
-/// which more than 64 MB wait (its `max_pending`), and everything else goes over this one, too.
-const SINGLES_MAX: usize = 20;
+/// Answers that are under way at once. nats-server cuts a connection on which more than 64 MB wait (its
+/// `max_pending`), and everything else goes over this one, too. So single messages, of up to 1 MiB, may
+/// take up to 42 MiB together, in parts of a third of one, and [`RUNS_MAX`] runs 20.
+const SINGLES_PARTS: usize = 3 * 42;
 const RUNS_MAX: usize = 4;
+
+/// Parts of a message as it is, and in the JSON of the leader's answer, which encodes it in base64.
+const DIRECT_PARTS: u32 = 3;
+const LEADER_PARTS: u32 = 4;
 
 /// How long a read waits for its turn, and a large token to be decoded.
 pub const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -98,7 +103,7 @@ impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
         let (hints, known, copies) = (Hints::new(), KnownTokens::new(), Mutex::default());
-        let [singles, runs] = [SINGLES_MAX, RUNS_MAX].map(Semaphore::new);
+        let [singles, runs] = [SINGLES_PARTS, RUNS_MAX].map(Semaphore::new);
         let decoders = [DECODED_AT_ONCE; 2].map(Semaphore::new);
         Self { link, hints, known, attempts, singles, runs, decoders, copies, last, acknowledged }
     }
@@ -215,7 +220,7 @@ impl Reader {
     async fn one_or_marker(&self, request: &Bytes) -> Result<Option<Stored>, StorageError> {
         let mut found = None;
         if self.is_only_copy() {
-            let answer = self.asked(&format!("$JS.API.DIRECT.GET.{STREAM}"), request).await?;
+            let answer = self.asked("DIRECT.GET", DIRECT_PARTS, request).await?;
             match answer.status {
                 None | Some(StatusCode::OK) if is_ours(&answer) => {
                     found = Some(Stored::from_direct(answer)?);
@@ -225,7 +230,7 @@ impl Reader {
             }
         }
         if found.is_none() {
-            let answer = self.asked(&format!("$JS.API.STREAM.MSG.GET.{STREAM}"), request).await?;
+            let answer = self.asked("STREAM.MSG.GET", LEADER_PARTS, request).await?;
             found = match jetstream::parse_error(&answer.payload) {
                 None => Some(Stored::from_leader(&answer.payload)?),
                 Some(error) if error.is(code::NO_MESSAGE) => None,
@@ -239,11 +244,12 @@ impl Reader {
     }
 
     /// One answer to one question, asked again where it was lost on its way.
-    async fn asked(&self, subject: &str, request: &Bytes) -> Result<Message, StorageError> {
-        let _turn = turn(&self.singles, Instant::now() + TURN_WAIT_MAX).await?;
+    async fn asked(&self, get: &str, parts: u32, request: &Bytes) -> Result<Message, StorageError> {
+        let _turn = turn(&self.singles, parts, Instant::now() + TURN_WAIT_MAX).await?;
+        let subject = format!("$JS.API.{get}.{STREAM}");
         let mut attempt = 1;
         loop {
-            let asked = self.link.request(subject.to_owned(), None, request.clone(), ANSWER_WAIT);
+            let asked = self.link.request(subject.clone(), None, request.clone(), ANSWER_WAIT);
             match asked.await {
                 Ok(answer) => return Ok(answer),
                 Err(LinkError::NotSent(reason)) => return Err(unavailable(reason)),
@@ -398,7 +404,7 @@ impl Reader {
 
     /// Waits until a run of messages may be asked for.
     pub async fn run_turn(&self) -> Result<SemaphorePermit<'_>, StorageError> {
-        turn(&self.runs, Instant::now() + TURN_WAIT_MAX).await
+        turn(&self.runs, 1, Instant::now() + TURN_WAIT_MAX).await
     }
 
     /// The token that a message holds. A large one takes long enough that others would wait, so it waits
@@ -408,7 +414,7 @@ impl Reader {
             return stored.token();
         }
         let lane = usize::from(stored.payload.len() >= LARGEST_BYTES);
-        let _turn = turn(&self.decoders[lane], until).await?;
+        let _turn = turn(&self.decoders[lane], 1, until).await?;
         let decoded = tokio::task::spawn_blocking(move || stored.token()).await;
         decoded.unwrap_or_else(|error| match error.try_into_panic() {
             // A defect: it goes on to whoever turns panics into answers.
@@ -423,8 +429,15 @@ impl Reader {
     }
 }
 
-async fn turn(places: &Semaphore, until: Instant) -> Result<SemaphorePermit<'_>, StorageError> {
-    let turn = timeout_at(until, places.acquire()).await;
+async fn turn(
+    places: &Semaphore,
+    count: u32,
+    until: Instant,
+) -> Result<SemaphorePermit<'_>, StorageError> {
+    if let Ok(turn) = places.try_acquire_many(count) {
+        return Ok(turn);
+    }
+    let turn = timeout_at(until, places.acquire_many(count)).await;
     turn.map_err(|_| unavailable("too many tokens are being read"))?.map_err(unavailable)
 }
 

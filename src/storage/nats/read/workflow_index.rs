@@ -36,8 +36,8 @@ pub struct WorkflowIndex {
 struct Listed {
     /// The ids of all, as they were listed at some time.
     all: Option<(Instant, Arc<Vec<WorkflowId>>)>,
-    /// How many workflows were created here.
-    created: u64,
+    /// How many were answered that it may lack.
+    answered: u64,
 }
 
 /// What a pointer says.
@@ -105,27 +105,31 @@ impl WorkflowIndex {
         Ok(self.first(reader, workflow_hash(workflow)).await?.as_ref() != Some(workflow))
     }
 
-    /// Notes that a workflow was created here: no list may lack it from now on.
-    pub fn created(&self) {
+    /// Notes that it is answered that there is this workflow: no list may lack it from now on.
+    pub fn answered(&self, workflow: &WorkflowId) {
         let mut listed = self.listed();
-        listed.created += 1;
-        listed.all = None;
+        let is_listed =
+            |(_, all): &(Instant, Arc<Vec<WorkflowId>>)| all.binary_search(workflow).is_ok();
+        if !listed.all.as_ref().is_some_and(is_listed) {
+            listed.answered += 1;
+            listed.all = None;
+        }
     }
 
     /// The ids of all workflows, in their order; those of other servers with a moment's delay.
     ///
     /// nats-server lists all or none, so the pages of one walk share a list.
     pub async fn all(&self, link: &Link) -> Result<Arc<Vec<WorkflowId>>, ApiError> {
-        let created = {
+        let answered = {
             let listed = self.listed();
             match &listed.all {
                 Some((at, all)) if at.elapsed() < LISTED_FOR => return Ok(Arc::clone(all)),
-                _ => listed.created,
+                _ => listed.answered,
             }
         };
         let all = Arc::new(subjects::workflows(link).await?);
         let mut listed = self.listed();
-        if listed.created == created {
+        if listed.answered == answered {
             listed.all = Some((Instant::now(), Arc::clone(&all)));
         }
         Ok(all)

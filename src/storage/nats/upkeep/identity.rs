@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::time::sleep;
 use tracing::{debug, error, warn};
 
@@ -260,6 +261,7 @@ async fn find(
 /// Writes the anchor anew, unless that was done a moment ago. If it cannot be written now, such as in a
 /// full stream, the one that is there goes on.
 async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
+    write_witness(reader, anchor).await;
     if anchor.is_young(SystemTime::now()) {
         return;
     }
@@ -276,6 +278,24 @@ async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
             if matches!(error, ApiError::Refused { .. }) {
                 anchor.refused(&next);
             }
+        }
+    }
+}
+
+/// Writes the witness, where there is none in this life of the store, or it would age.
+async fn write_witness(reader: &Reader, anchor: &mut Anchor) {
+    let Some((subject, headers)) = anchor.next_witness(SystemTime::now()) else { return };
+    match jetstream::store(&reader.link, subject, &headers, Bytes::new()).await {
+        Ok(sequence) => {
+            reader.record_acknowledged(sequence);
+            anchor.witnessed(Some(sequence));
+        }
+        // The one that is there goes on.
+        Err(ApiError::Refused { .. }) => {}
+        // Without an answer nobody knows which one is there.
+        Err(error) => {
+            debug!(%error, "the witness of this server could not be written");
+            anchor.witnessed(None);
         }
     }
 }

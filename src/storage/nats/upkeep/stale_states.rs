@@ -175,7 +175,7 @@ impl Scan {
         let deadline = Instant::now() + STEP_WAIT;
         let request = json!({ "batch": STEP_MESSAGES, "no_wait": true }).to_string();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{}", self.consumer);
-        let sent = link.publish_for(subject, &self.inbox, request.into(), deadline);
+        let sent = link.publish_for(subject, &self.inbox, None, request.into(), deadline);
         sent.await.map_err(unavailable)?;
         for number in 0..STEP_MESSAGES {
             let message = timeout_at(deadline, self.messages.next()).await;

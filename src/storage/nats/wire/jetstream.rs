@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, HeaderName, Message};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -31,6 +31,7 @@ pub mod code {
     pub const NOT_ENABLED: u64 = 10_076;
     pub const STORE_FAILED: u64 = 10_077;
     pub const WRITE_UNDER_WAY: u64 = 10_164;
+    pub const BATCH_INCOMPLETE: u64 = 10_176;
     pub const BATCH_TOO_LARGE: u64 = 10_199;
     pub const TEMPORARILY_UNAVAILABLE: u64 = 10_008;
 }
@@ -79,18 +80,24 @@ pub async fn ask_raw(link: &Link, subject: &str, request: &Value) -> Result<Mess
     link.request(format!("$JS.API.{subject}"), None, payload, ANSWER_WAIT).await
 }
 
+/// Headers of a message: names of ours or of nats-server, each once.
+pub type Headers = Vec<(&'static str, String)>;
+
+/// The same as the client wants them.
+pub fn headers(headers: &[(&'static str, String)]) -> HeaderMap {
+    let each = headers.iter();
+    each.map(|(name, value)| (HeaderName::from_static(name), value.as_str().into())).collect()
+}
+
 /// Stores one message outside of batches, such as what belongs to the store itself. Gives its sequence.
 pub async fn store(
     link: &Link,
     subject: String,
-    headers: &[(&'static str, String)],
+    more: &[(&'static str, String)],
     payload: Bytes,
 ) -> Result<u64, ApiError> {
-    let mut all = HeaderMap::new();
+    let mut all = headers(more);
     all.insert(header::FORMAT, FORMAT.to_string().as_str());
-    for (name, value) in headers {
-        all.insert(*name, value.as_str());
-    }
     let answer = link.request(subject, Some(all), payload, ANSWER_WAIT).await?;
     let answer = parse(&answer.payload)?;
     let sequence = answer["seq"].as_u64();

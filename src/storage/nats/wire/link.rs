@@ -205,27 +205,31 @@ impl Link {
         answers_max: usize,
         wait: Duration,
     ) -> Result<Replies, LinkError> {
+        let replies = self.expect(&subject, answers_max, wait).await?;
+        let (reply, deadline) = (self.reply_of(&replies), replies.deadline());
+        self.publish_for(subject, &reply, headers, payload, deadline).await?;
+        Ok(replies)
+    }
+
+    /// Waits from now on for up to `answers_max` answers to what is sent to this subject.
+    pub async fn expect(
+        &self,
+        subject: &str,
+        answers_max: usize,
+        wait: Duration,
+    ) -> Result<Replies, LinkError> {
         let connect_by = Instant::now() + CONNECT_WAIT_MAX.min(wait);
         self.connected(connect_by).await?;
-        if let Some(denied) = self.denied(&subject) {
+        if let Some(denied) = self.denied(subject) {
             return Err(denied);
         }
-        let deadline = Instant::now() + wait;
         // From here on dropping it takes it out again.
-        let replies = self.waiters.register(subject.clone(), answers_max, deadline);
-        let reply = format!("{}.{}", self.inbox, replies.id);
-        match headers {
-            Some(headers) => {
-                let sent =
-                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
-                handed_over(deadline, sent).await?;
-            }
-            None => {
-                let sent = self.client.publish_with_reply(subject, reply, payload);
-                handed_over(deadline, sent).await?;
-            }
-        }
-        Ok(replies)
+        Ok(self.waiters.register(subject.to_owned(), answers_max, Instant::now() + wait))
+    }
+
+    /// Where those who wait for these answers hear them.
+    pub fn reply_of(&self, replies: &Replies) -> String {
+        format!("{}.{}", self.inbox, replies.id)
     }
 
     /// Sends a message that nobody answers.
@@ -257,11 +261,18 @@ impl Link {
         &self,
         subject: String,
         reply: &str,
+        headers: Option<HeaderMap>,
         payload: Bytes,
         deadline: Instant,
     ) -> Result<(), LinkError> {
-        let sent = self.client.publish_with_reply(subject, reply.to_owned(), payload);
-        handed_over(deadline, sent).await
+        let (client, reply) = (&self.client, reply.to_owned());
+        match headers {
+            Some(headers) => {
+                let sent = client.publish_with_reply_and_headers(subject, reply, headers, payload);
+                handed_over(deadline, sent).await
+            }
+            None => handed_over(deadline, client.publish_with_reply(subject, reply, payload)).await,
+        }
     }
 
     /// Lets go of the connection.

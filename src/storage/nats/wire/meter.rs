@@ -12,6 +12,13 @@ use crate::storage::StorageError;
 /// How long nothing can be written before health says so.
 const TROUBLE_MIN: Duration = Duration::from_secs(3);
 
+/// How long a limit of nats-server counts as reached after it has refused something for it last, though
+/// a server's own record, which is small, goes through.
+const LIMIT_LASTS: Duration = Duration::from_secs(10);
+
+/// How long health tells of it, where nothing as large is tried again.
+const LIMIT_TOLD_FOR: Duration = Duration::from_secs(600);
+
 /// The least time between two log lines that say that nothing can be written.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
 
@@ -22,6 +29,22 @@ struct Trouble {
     /// When the log was told last, and whether it was told of this one.
     told_at: Option<Instant>,
     is_told: bool,
+    /// A limit of nats-server or its disk that is in the way of some changes, until one as large is taken.
+    limit: Option<Limit>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    at: Instant,
+    reason: String,
+    /// Of the smallest batch that was refused for it.
+    bytes: usize,
+}
+
+impl Limit {
+    fn is_reached(&self) -> bool {
+        self.at.elapsed() < LIMIT_LASTS
+    }
 }
 
 /// Counts what health and figures tell.
@@ -85,9 +108,29 @@ impl Meter {
         }
     }
 
-    /// Notes that it takes batches.
-    pub fn end_trouble(&self) {
+    /// Notes that a limit of nats-server, or its disk, has been in the way of a batch of so many bytes.
+    pub fn record_limit(&self, reason: &str, bytes: usize) {
         let mut trouble = self.in_trouble();
+        let bytes = trouble.limit.as_ref().map_or(bytes, |limit| limit.bytes.min(bytes));
+        trouble.limit = Some(Limit { at: Instant::now(), reason: reason.to_owned(), bytes });
+        drop(trouble);
+        self.record_trouble(reason);
+    }
+
+    /// The limit that was in the way of a change, if nothing as large was taken since.
+    pub fn limit(&self) -> Option<String> {
+        let mut trouble = self.in_trouble();
+        trouble.limit.take_if(|limit| limit.at.elapsed() >= LIMIT_TOLD_FOR);
+        trouble.limit.as_ref().map(|limit| limit.reason.clone())
+    }
+
+    /// Notes that it takes a batch with changes of so many bytes; none for a server's own record alone.
+    pub fn end_trouble(&self, bytes: usize) {
+        let mut trouble = self.in_trouble();
+        if bytes == 0 && trouble.limit.as_ref().is_some_and(Limit::is_reached) {
+            return;
+        }
+        trouble.limit.take_if(|limit| bytes >= limit.bytes);
         trouble.now = None;
         if std::mem::take(&mut trouble.is_told) {
             info!("what is written is taken again");
@@ -112,6 +155,10 @@ impl Meter {
     }
 
     pub fn set_connected(&self, connected: bool) {
+        if !connected {
+            // Whoever is there next may have other limits.
+            self.in_trouble().limit = None;
+        }
         let mut since = self.disconnected.lock().unwrap_or_else(PoisonError::into_inner);
         *since = if connected { None } else { since.or_else(|| Some(Instant::now())) };
     }
@@ -127,5 +174,38 @@ impl Meter {
     pub fn error_rate(&self) -> f64 {
         let writes = self.writes.load(Relaxed);
         if writes == 0 { 0.0 } else { self.failed.load(Relaxed) as f64 / writes as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_alone_does_not_end_what_a_limit_began() {
+        let meter = Meter::default();
+        meter.record_trouble("an election");
+        meter.end_trouble(0);
+        assert!(!meter.is_in_trouble() && meter.limit().is_none());
+
+        meter.record_limit("the account is full", 5_000);
+        meter.end_trouble(0);
+        assert!(meter.is_in_trouble(), "the record is small");
+        meter.end_trouble(900);
+        assert!(!meter.is_in_trouble());
+        assert_eq!(
+            meter.limit().as_deref(),
+            Some("the account is full"),
+            "larger ones may not fit"
+        );
+
+        // Nobody tries any more: after a while the record is proof of something, but not of all.
+        meter.record_limit("the account is full", 9_000);
+        meter.in_trouble().limit.as_mut().unwrap().at -= LIMIT_LASTS;
+        assert!(meter.is_in_trouble());
+        meter.end_trouble(0);
+        assert!(!meter.is_in_trouble() && meter.limit().is_some());
+        meter.end_trouble(5_000);
+        assert_eq!(meter.limit(), None);
     }
 }

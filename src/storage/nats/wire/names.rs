@@ -105,7 +105,17 @@ pub fn server(server: Uuid) -> String {
     format!("cb.store.servers.{server}")
 }
 
-/// Whether a subject is that of a server's own record.
+/// The record of this server that stays where it is through one life of the store.
+pub fn witness(server: Uuid) -> String {
+    format!("cb.store.servers.{server}.witness")
+}
+
+/// What a batch of this server holds where it has no other message that could check the witness.
+pub fn witness_check(server: Uuid) -> String {
+    format!("cb.store.servers.{server}.check")
+}
+
+/// Whether a subject is that of a server's own record, or its witness.
 pub fn is_server(subject: &str) -> bool {
     subject.starts_with("cb.store.servers.")
 }

@@ -246,6 +246,11 @@ impl Drop for Replies {
 }
 
 impl Replies {
+    /// Until when they are waited for.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// The next answer.
     pub async fn next(&mut self) -> Result<Message, LinkError> {
         let answer = self.try_next().await;

@@ -313,8 +313,8 @@ impl Commit {
     /// Whether it relies on this subject being empty, or writes to it.
     pub fn expects(&self, subject: &str) -> bool {
         let checks = |message: &Outgoing| {
-            let checked = message.headers.get(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT);
-            message.subject == subject || checked.is_some_and(|checked| checked.as_str() == subject)
+            let checked = message.header(header::EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT);
+            message.subject == subject || checked == Some(subject)
         };
         self.messages.iter().any(|(_, message)| checks(message))
     }

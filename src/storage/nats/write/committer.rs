@@ -1,14 +1,14 @@
 //! Gathers the changes that wait while a batch is under way and commits them as the next one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use super::arbiter::{Arbiter, Whose};
-use super::batch::{self, BatchError};
+use super::batch::{self, Answered, BatchError, Check};
 use super::commit::Target;
 use super::doubts::Doubts;
 use super::end_of_stream::{EndOfStream, Signals};
@@ -26,6 +26,7 @@ use crate::storage::nats::read::reader::Reader;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::room::Allowance;
 use crate::storage::nats::upkeep::supervisor::Standing;
+use crate::storage::nats::wire::jetstream::code;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::header;
@@ -49,6 +50,10 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 /// How often it is asked whether the end of the stream must be looked at, in case a signal was lost.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
+/// How long all messages of a batch are answered after one was refused without a reason. It costs a
+/// small answer a message.
+const EACH_FOR: Duration = Duration::from_secs(10);
+
 /// Refusals of one batch after which each of its changes is looked at.
 const REFUSALS_MAX: usize = 1;
 
@@ -67,6 +72,9 @@ pub struct Committer {
     doubts: Arc<Doubts>,
     /// Whether a part of a batch may have been stored since the last one that was.
     partial: bool,
+    /// Until when all messages of a batch are to be answered, as the last one's answer did not tell why it
+    /// was refused.
+    each_until: Option<Instant>,
     /// When a look was asked for last because a refusal did not tell what stands in the way.
     untold_at: Option<Instant>,
 }
@@ -93,6 +101,7 @@ impl Committer {
             turns: Turns::new(),
             doubts,
             partial: false,
+            each_until: None,
             untold_at: None,
         }
     }
@@ -285,6 +294,11 @@ impl Committer {
         self.turns.put_back(group, Instant::now() + pause);
     }
 
+    fn answered(&self) -> Answered {
+        let each = self.each_until.is_some_and(|until| Instant::now() < until);
+        if each { Answered::Each } else { Answered::Last }
+    }
+
     async fn send(&self, group: &[Pending]) -> Result<u64, BatchError> {
         let connected = self.link.connected(Instant::now() + CONNECT_WAIT).await;
         connected.map_err(|error| BatchError::NotDone(error.to_string()))?;
@@ -304,9 +318,17 @@ impl Committer {
             first.set(header::EXPECTED_LAST_SEQUENCE, end);
         }
         let changes = group.iter().flat_map(|pending| &pending.commit.messages);
-        let messages: Vec<_> = std::iter::once(&first).chain(changes.map(|(_, m)| m)).collect();
+        let mut messages: Vec<_> = changes.map(|(_, message)| message).collect();
+        let witness = anchor.witness(SystemTime::now()).filter(|_| !messages.is_empty());
+        let check = witness.map(|witness| batch::check(&witness, &messages));
+        match &check {
+            Some(Check::Instead(place, message)) => messages[*place] = message,
+            Some(Check::Beside(message)) => messages.insert(0, message),
+            None => {}
+        }
+        messages.insert(0, &first);
         let count = messages.len() as u64;
-        let outcome = batch::send(&self.link, messages.into_iter()).await;
+        let outcome = batch::send(&self.link, &messages, self.answered()).await;
         match &outcome {
             Ok(last) => anchor.done(&next, last + 1 - count),
             Err(BatchError::NotDone(_)) => anchor.refused(&next),
@@ -328,6 +350,9 @@ impl Committer {
         debug!(?refusal, changes = group.len(), "nats-server has refused a batch");
         for pending in &mut group {
             pending.refusals += 1;
+        }
+        if refusal.err_code == code::BATCH_INCOMPLETE {
+            self.each_until = Some(Instant::now() + EACH_FOR);
         }
         let told = refusal.told();
         let whose = if told > 0 { self.arbiter.whose(&group, told).await } else { Whose::Unknown };
@@ -355,10 +380,7 @@ impl Committer {
             self.partial = true;
             group = self.arbiter.settle_refused(group).await;
         }
-        let mut reason = format!("{} (error code {})", refusal.description, refusal.err_code);
-        if let Some(advice) = refusal.advice() {
-            reason = format!("nats-server has no room: {reason}; {advice}");
-        }
+        let reason = refusal.reason();
         match plan {
             Plan::Culprit(place) => {
                 // Its sequence says which one it is, so the others need not suffer for it.
@@ -386,7 +408,8 @@ impl Committer {
             Plan::Busy => self.put_back(tried(group, &reason, false), BUSY_PAUSE),
             Plan::NoRoom => {
                 if refusal.advice().is_some() {
-                    self.meter.record_trouble(&reason);
+                    self.meter
+                        .record_limit(&reason, group.iter().map(|pending| pending.bytes).sum());
                 }
                 self.no_room(tried(group, &reason, false), groups).await;
             }
@@ -438,7 +461,7 @@ impl Committer {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
         self.reader.record_acknowledged(last);
-        self.meter.end_trouble();
+        self.meter.end_trouble(group.iter().map(|pending| pending.bytes).sum());
         if std::mem::take(&mut self.partial) {
             self.meter.record_partial();
             self.life.want_look();

@@ -9,8 +9,9 @@ use super::batch::BATCH_MESSAGES_MAX;
 use super::commit::{Kind, Target};
 use super::pending::Pending;
 
-/// Messages of the changes of a batch; this server's own record is the first.
-const MESSAGES_MAX: usize = BATCH_MESSAGES_MAX - 1;
+/// Messages of the changes of a batch; this server's own record is the first, and the check of its witness
+/// may be the second.
+const MESSAGES_MAX: usize = BATCH_MESSAGES_MAX - 2;
 
 /// Bytes of a batch; a single change may be larger.
 const BATCH_BYTES_MAX: usize = 4 << 20;

@@ -12,11 +12,10 @@ use chrono::Utc;
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::batch::{self, BatchError};
+use super::batch::{self, Answered, BatchError};
 use super::commit::{Commit, Kind, completion_id};
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Presence, Shape};
-use super::refusal::Refusal;
 use crate::domain::{EventKind, WorkflowEvent};
 use crate::storage::StorageError;
 use crate::storage::nats::read::chain;
@@ -315,21 +314,22 @@ impl Mender {
     }
 
     async fn send(&self, messages: Vec<Outgoing>) -> Result<Mended, StorageError> {
-        match batch::send(&self.link, messages.iter()).await {
+        let messages: Vec<_> = messages.iter().collect();
+        match batch::send(&self.link, &messages, Answered::Each).await {
             Ok(last) => {
                 self.reader.record_acknowledged(last);
                 self.meter.record_mended();
                 Ok(Mended::Done)
             }
-            Err(BatchError::Refused(Refusal { err_code, description })) => match err_code {
-                code::WRONG_LAST_SEQUENCE | code::WRITE_UNDER_WAY => Ok(Mended::Overtaken),
-                code::STORE_FAILED => Err(StorageError::Full {
-                    reason: format!("a torn change cannot be mended: {description}"),
-                }),
-                _ => Err(unavailable(format!(
-                    "a torn change cannot be mended: {description} (error code {err_code})"
-                ))),
-            },
+            Err(BatchError::Refused(refusal)) => {
+                let reason = format!("a torn change cannot be mended: {}", refusal.reason());
+                match refusal.err_code {
+                    code::WRONG_LAST_SEQUENCE | code::WRITE_UNDER_WAY => Ok(Mended::Overtaken),
+                    code::STORE_FAILED => Err(StorageError::Full { reason }),
+                    _ if refusal.advice().is_some() => Err(StorageError::Full { reason }),
+                    _ => Err(unavailable(reason)),
+                }
+            }
             Err(BatchError::NotDone(reason) | BatchError::Unknown(reason)) => {
                 Err(unavailable(format!("a torn change cannot be mended: {reason}")))
             }

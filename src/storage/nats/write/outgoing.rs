@@ -8,20 +8,20 @@ use crate::domain::limits::RECORD_BYTES_MAX;
 use crate::domain::{Token, WorkflowDefinition, WorkflowEvent};
 use crate::storage::StorageError;
 use crate::storage::nats::read::anchor::Next;
+use crate::storage::nats::wire::jetstream::{self, Headers};
 use crate::storage::nats::wire::names::{FORMAT, header};
 
 /// A message on its way to the stream.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub subject: String,
-    pub headers: HeaderMap,
+    headers: Headers,
     pub payload: Bytes,
 }
 
 impl Outgoing {
     pub fn new(subject: String, payload: impl Into<Bytes>) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::FORMAT, FORMAT.to_string().as_str());
+        let headers = vec![(header::FORMAT, FORMAT.to_string())];
         Self { subject, headers, payload: payload.into() }
     }
 
@@ -41,7 +41,21 @@ impl Outgoing {
 
     /// Sets a header, in place of what it was.
     pub fn set(&mut self, name: &'static str, value: impl ToString) {
-        self.headers.insert(name, value.to_string().as_str());
+        let value = value.to_string();
+        match self.headers.iter_mut().find(|(there, _)| *there == name) {
+            Some((_, there)) => *there = value,
+            None => self.headers.push((name, value)),
+        }
+    }
+
+    pub fn header(&self, name: &'static str) -> Option<&str> {
+        let found = self.headers.iter().find(|(there, _)| *there == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// All of them, as they go out.
+    pub fn headers(&self) -> HeaderMap {
+        jetstream::headers(&self.headers)
     }
 
     /// Bytes on the wire, about: what the batch adds is within the allowance.

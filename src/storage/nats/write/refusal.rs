@@ -62,6 +62,15 @@ impl Refusal {
         }
     }
 
+    /// Why, as a person reads it.
+    pub fn reason(&self) -> String {
+        let said = format!("{} (error code {})", self.description, self.err_code);
+        match self.advice() {
+            Some(advice) => format!("nats-server has no room: {said}; {advice}"),
+            None => said,
+        }
+    }
+
     /// What a person can do about it, where it is not the stream's own limit that is reached: then
     /// nothing can be written, and only nats-server or its disk can give more.
     pub fn advice(&self) -> Option<&'static str> {
