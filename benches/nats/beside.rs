@@ -61,6 +61,7 @@ impl Version {
         // Random, and the same in every run.
         ids.sort_unstable();
         fastrand::Rng::with_seed(7).shuffle(&mut ids);
+        bus.lead_from_first().await;
         let server = Server::start(&bus);
         let of = |from: usize, to: usize| Movers::new(ids[from..to].to_vec());
         let (few, many) = (of(0, FEW), of(FEW, FEW + MANY));

@@ -51,6 +51,25 @@ impl Bus {
         }
     }
 
+    /// Moves the stream's leader to the node that the server is connected to: from there each message and
+    /// each read takes one way less, and where it is elected is chance.
+    pub async fn lead_from_first(&self) {
+        let Nodes::Three(cluster) = &self.nodes else { return };
+        let client = async_nats::connect(cluster.nodes[0].url()).await.expect("it listens");
+        let wanted = "\"leader\":\"n0\"";
+        for _ in 0..50 {
+            let ask = |what: &str| format!("$JS.API.STREAM.{what}.CIRCUIT_BREAKER_GLOBAL");
+            let info = client.request(ask("INFO"), "".into()).await.expect("it answers");
+            if String::from_utf8_lossy(&info.payload).contains(wanted) {
+                return;
+            }
+            let to = "{\"placement\":{\"preferred\":\"n0\"}}";
+            client.request(ask("LEADER.STEPDOWN"), to.into()).await.expect("it answers");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        panic!("the stream gets no leader on the first node");
+    }
+
     /// The nats-server that the limit is sent to.
     pub fn url(&self) -> String {
         self.config().nats_urls.swap_remove(0)
