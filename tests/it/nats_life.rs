@@ -380,6 +380,25 @@ fn a_purge_that_a_batch_has_slipped_through_is_noticed_with_the_next_batch() {
     });
 }
 
+/// Without its witness a server's batches are refused, so one that somebody removes must come again.
+#[test]
+fn a_witness_that_alone_is_removed_stops_no_writes() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let ids = known_store(&nodes).await;
+        let bus = Bus::connect(&nats).await;
+        let before = identity(&bus).await;
+        let gone = json!({ "filter": "cb.store.servers.*.witness" });
+        bus.done(&format!("STREAM.PURGE.{STREAM}"), &gone).await;
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(nodes[n % 2].fire(id, "reject").await, "");
+        }
+        assert_eq!(bus.subjects("cb.store.servers.*.witness").await.len(), 2);
+        assert_eq!(identity(&bus).await, before, "it is the same life");
+    });
+}
+
 /// An id is free again once its token has aged; a server may remember the one that had it.
 #[test]
 fn a_move_of_an_id_that_is_another_tokens_by_now_is_made() {

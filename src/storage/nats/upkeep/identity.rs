@@ -166,6 +166,7 @@ impl Keeper {
                     anchor.found(found);
                 }
                 self.remembered = Some((state.created.clone(), identity));
+                see_witness(reader, &mut anchor).await?;
                 write_anchor(reader, &mut anchor).await;
                 return Ok(false);
             }
@@ -280,6 +281,17 @@ async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
             }
         }
     }
+}
+
+/// Where the witness alone is gone or elsewhere, as somebody has removed it, it is written anew: no batch
+/// would be taken without it.
+async fn see_witness(reader: &Reader, anchor: &mut Anchor) -> Result<(), StorageError> {
+    let Some(expected) = anchor.witness(SystemTime::now()) else { return Ok(()) };
+    let there = reader.last(&expected.subject).await?.map(|there| there.sequence);
+    if there != Some(expected.sequence) {
+        anchor.witnessed(None);
+    }
+    Ok(())
 }
 
 /// Writes the witness, where there is none in this life of the store, or it would age.
