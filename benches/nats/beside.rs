@@ -98,10 +98,12 @@ pub async fn beside(before: PathBuf, time: Duration) {
         "| replicas | connections | what | before | p50 | now | p50 | now/before, median | middle half |"
     );
     println!("|---:|---:|---|---:|---:|---:|---:|---:|---:|");
+    let row = std::env::var("BENCH_ROW").ok();
     for replicas in [1, 3] {
         let rows: Vec<_> = ROWS
             .iter()
             .filter(|(_, connections, _)| is_wanted_case(replicas, *connections))
+            .filter(|(_, _, name)| row.as_ref().is_none_or(|row| name.contains(row)))
             .collect();
         if rows.is_empty() {
             continue;

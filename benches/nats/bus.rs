@@ -94,7 +94,8 @@ impl Server {
             .env_clear()
             .env("LISTEN_ADDR", "127.0.0.1:0")
             .env("STORAGE_BACKEND", "nats")
-            .env("NATS_URL", bus.config().nats_urls.join(","))
+            // Of several it would take a random one, and it costs whether that one leads the stream.
+            .env("NATS_URL", bus.url())
             .env("NATS_REPLICAS", replicas)
             .env("NATS_MAX_MESSAGES", messages.to_string())
             .env("NATS_MAX_BYTES", (16_u64 << 30).to_string())

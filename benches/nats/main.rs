@@ -10,6 +10,7 @@
 //! | `BENCH_PART` | only one part is done: `moves`, `workflows`, `tokens`, `turns`, `two_servers`, `ids`, `full`, `beside` |
 //! | `BENCH_CASE` | only one row of `moves` is done, such as `3x64`: replicas and connections; or of `turns` (replicas and tokens), `two_servers` (replicas and servers), `full` (replicas and workflows) |
 //! | `BENCH_BEFORE` | the server binary of an earlier version; with it the part `beside` is done, too |
+//! | `BENCH_ROW` | only the rows of `beside` are done whose name contains it, such as `reads` |
 //! | `BENCH_TOKENS` | the part `tokens` has another number of tokens than a million |
 //! | `BENCH_SERVER` | the server binary to measure, such as one of an earlier version; it fills its stores itself |
 

@@ -322,9 +322,23 @@ fn a_limit_of_the_account_is_told_by_name_whichever_message_it_refuses() {
             let health = format!("{:?}", node.storage.health().await);
             assert!(health.contains("raise max_file of the account"), "{health}");
         };
-        // The token does not fit, its event does.
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            let made = node.ask(CREATE_TOKEN, input.clone()).await;
+            ids.push(made["data"]["createToken"]["id"].as_str().unwrap().to_owned());
+        }
+        // A token with its data does not fit, the small messages do: the event of its move, and the
+        // departure, whose answer is that of the batch.
         fill(900_000).await;
         fill(10_000).await;
+        for some in [&ids[..1], &ids[..]] {
+            let moves = some.iter().map(|id| json!({ "tokenId": id, "transitionId": "submit" }));
+            let moves = moves.map(|input| node.ask(FIRE, input));
+            for answer in futures_util::future::join_all(moves).await {
+                let message = answer["errors"][0]["message"].to_string();
+                assert!(message.contains("raise max_file of the account"), "{message}");
+            }
+        }
         let many = (0..16).map(|_| node.ask(CREATE_TOKEN, input.clone()));
         for answer in futures_util::future::join_all(many).await {
             let message = answer["errors"][0]["message"].to_string();

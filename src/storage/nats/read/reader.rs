@@ -15,7 +15,7 @@ use super::hints::Hints;
 use super::known::KnownTokens;
 use super::stored::Stored;
 use crate::domain::{WorkflowDefinition, WorkflowId};
-use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT, ApiError, StreamState, code};
+use crate::storage::nats::wire::jetstream::{self, ANSWER_WAIT, ApiError, StreamState};
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::names::{self, STREAM, header};
 use crate::storage::{StorageError, StoredToken};
@@ -231,11 +231,8 @@ impl Reader {
         }
         if found.is_none() {
             let answer = self.asked("STREAM.MSG.GET", LEADER_PARTS, request).await?;
-            found = match jetstream::parse_error(&answer.payload) {
-                None => Some(Stored::from_leader(&answer.payload)?),
-                Some(error) if error.is(code::NO_MESSAGE) => None,
-                Some(error) => return Err(unavailable(error)),
-            };
+            let message = jetstream::leader_message(&answer.payload)?;
+            found = message.map(Stored::from_leader).transpose()?;
         }
         if let Some(found) = &found {
             self.record_sequence(found.sequence);
@@ -387,11 +384,8 @@ impl Reader {
             let api_subject = format!("STREAM.MSG.GET.{STREAM}");
             let answer = jetstream::ask_raw(&self.link, &api_subject, &request);
             let answer = answer.await.map_err(unavailable)?;
-            let stored = match jetstream::parse_error(&answer.payload) {
-                None => Stored::from_leader(&answer.payload)?,
-                Some(error) if error.is(code::NO_MESSAGE) => return Ok(run),
-                Some(error) => return Err(unavailable(error)),
-            };
+            let Some(message) = jetstream::leader_message(&answer.payload)? else { return Ok(run) };
+            let stored = Stored::from_leader(message)?;
             if run.messages.len() == limit || bytes >= RUN_BYTES_MAX {
                 run.more = true;
                 return Ok(run);

@@ -6,11 +6,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 use uuid::Uuid;
 
 use super::identity::Identity;
 use crate::domain::{EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::storage::nats::wire::jetstream::LeaderMessage;
 use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
 
@@ -143,36 +145,22 @@ impl Stored {
         })
     }
 
-    /// A message as the leader gives it, as JSON.
-    pub fn from_leader(answer: &[u8]) -> Result<Self, StorageError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            message: Inner,
-        }
-        #[derive(Deserialize)]
-        struct Inner {
-            subject: String,
-            seq: u64,
-            #[serde(default)]
-            hdrs: String,
-            #[serde(default)]
-            data: String,
-            time: String,
-        }
-        let Answer { message } =
-            serde_json::from_slice(answer).map_err(|e| unreadable("an answer", e))?;
+    /// A message as the leader gives it.
+    pub fn from_leader(message: LeaderMessage<'_>) -> Result<Self, StorageError> {
         let subject = message.subject;
         let decode = |text: &str| BASE64.decode(text).map_err(|e| unreadable(&subject, e));
-        let headers = decode(&message.hdrs)?;
-        let headers = String::from_utf8_lossy(&headers);
+        let headers = decode(message.hdrs)?;
+        // Those of others may hold anything.
+        let headers = str::from_utf8(&headers)
+            .map_or_else(|_| String::from_utf8_lossy(&headers), Cow::Borrowed);
         let lines = headers.lines().filter_map(|line| line.split_once(':'));
         let marks = Marks::of(lines.map(|(name, value)| (name, value.trim())));
         let marks = marks.map_err(|e| unreadable(&format!("a message on {subject}"), e))?;
         Ok(Self {
             sequence: message.seq,
-            time: parse_time(&message.time).map_err(|e| unreadable(&subject, e))?,
+            time: parse_time(message.time).map_err(|e| unreadable(&subject, e))?,
             marks,
-            payload: decode(&message.data)?.into(),
+            payload: decode(message.data)?.into(),
             subject,
         })
     }
@@ -266,6 +254,7 @@ fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::nats::wire::jetstream;
 
     #[test]
     fn a_later_format_is_refused_by_name() {
@@ -275,12 +264,16 @@ mod tests {
                 "hdrs": headers, "data": BASE64.encode("{}")});
             serde_json::json!({ "message": message }).to_string()
         };
-        let later = Stored::from_leader(answer("Cb-Format: 3").as_bytes()).unwrap();
+        let stored = |headers: &str| {
+            let answer = answer(headers);
+            Stored::from_leader(jetstream::leader_message(answer.as_bytes()).unwrap().unwrap())
+        };
+        let later = stored("Cb-Format: 3").unwrap();
         let error = later.definition().unwrap_err().to_string();
         assert!(error.contains("message 4 on s") && error.contains("format 3"), "{error}");
-        let other = Stored::from_leader(answer("Cb-Format: x").as_bytes()).unwrap_err();
+        let other = stored("Cb-Format: x").unwrap_err();
         assert!(other.to_string().contains("not a number"), "{other}");
-        let none = Stored::from_leader(answer("A: b").as_bytes()).unwrap();
+        let none = stored("A: b").unwrap();
         assert_eq!((none.marks, none.sequence), (Marks::default(), 4));
     }
 

@@ -128,24 +128,63 @@ pub fn parse(payload: &[u8]) -> Result<Value, ApiError> {
 }
 
 /// The error that an answer holds, if it holds one.
-pub fn parse_error(payload: &[u8]) -> Option<ApiError> {
+fn parse_error(payload: &[u8]) -> Option<ApiError> {
     #[derive(Deserialize)]
     struct Answer {
         error: Option<Refusal>,
     }
-    #[derive(Deserialize)]
-    struct Refusal {
-        #[serde(default)]
-        err_code: u64,
-        #[serde(default)]
-        description: String,
-    }
     match serde_json::from_slice::<Answer>(payload) {
-        Ok(Answer { error: None }) => None,
-        Ok(Answer { error: Some(Refusal { err_code, description }) }) => {
-            Some(ApiError::Refused { err_code, description })
-        }
+        Ok(Answer { error }) => error.map(ApiError::from),
         Err(error) => Some(ApiError::Unreadable(error.to_string())),
+    }
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl From<Refusal> for ApiError {
+    fn from(Refusal { err_code, description }: Refusal) -> Self {
+        Self::Refused { err_code, description }
+    }
+}
+
+/// A message as the leader gives it.
+#[derive(Debug, Deserialize)]
+pub struct LeaderMessage<'a> {
+    pub subject: String,
+    pub seq: u64,
+    pub time: &'a str,
+    /// Headers and payload, in base64.
+    #[serde(default)]
+    pub hdrs: &'a str,
+    #[serde(default)]
+    pub data: &'a str,
+}
+
+/// The message in the leader's answer, or none where it has none. The answer is gone through once: that
+/// is much of what a read costs this process.
+pub fn leader_message(answer: &[u8]) -> Result<Option<LeaderMessage<'_>>, ApiError> {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        error: Option<Refusal>,
+        #[serde(borrow)]
+        message: Option<LeaderMessage<'a>>,
+    }
+    match serde_json::from_slice(answer) {
+        Ok(Answer { error: None, message: Some(message) }) => Ok(Some(message)),
+        Ok(Answer { error: None, message: None }) => {
+            Err(ApiError::Unreadable("neither a message nor an error".to_owned()))
+        }
+        Ok(Answer { error: Some(error), .. }) => match ApiError::from(error) {
+            error if error.is(code::NO_MESSAGE) => Ok(None),
+            error => Err(error),
+        },
+        Err(error) => Err(ApiError::Unreadable(error.to_string())),
     }
 }
 
