@@ -20,8 +20,9 @@ use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::write::committer::Committer;
 use crate::storage::nats::write::doubts::Doubts;
-use crate::storage::nats::write::end_of_stream::Signals;
+use crate::storage::nats::write::end_of_stream::{EndOfStream, Signals};
 use crate::storage::nats::write::mend::Mender;
+use crate::storage::nats::write::preceding::Preceding;
 use crate::storage::nats::write::queue::Queue;
 
 /// A store that works.
@@ -95,9 +96,12 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
     };
     let readiness = Readiness::new(Arc::clone(&link), standing.clone(), looked, clean);
     let signals = Signals { standing, settled, looked: set_looked };
-    let mender = parts.clone().mender(config);
+    let (mender, preceding) =
+        (Arc::new(parts.clone().mender(config)), Arc::new(Preceding::default()));
+    let end = EndOfStream::new(signals, Arc::clone(&preceding));
+    let looked_at = preceding.run(Arc::clone(&mender));
     let committer =
-        Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, signals);
+        Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, end);
     let cleaner = Cleaner {
         link: Arc::clone(&link),
         reader: Arc::clone(&reader),
@@ -126,6 +130,7 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
         tokio::spawn(cleaner.run()),
         tokio::spawn(async move { room_maker.run().await }),
         tokio::spawn(beat::run(beaten)),
+        tokio::spawn(looked_at),
     ];
     Assembly { parts, queue, readiness, monitor, tasks }
 }

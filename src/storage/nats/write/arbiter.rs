@@ -1,6 +1,7 @@
 //! Who has won: what a change can rely on before it is sent, what became of one whose answer was
 //! lost, and what a refusal means.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
@@ -8,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::claim::{self, Outcome};
 use super::commit::{Kind, Target};
+use super::end_of_stream::EndOfStream;
 use super::find::{self, Found};
 use super::mend::Mender;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for};
@@ -37,13 +39,17 @@ pub enum Whose {
 
 /// Answers changes that have won or lost, by what the stream shows.
 pub struct Arbiter {
-    pub mender: Mender,
+    pub mender: Arc<Mender>,
 }
 
 impl Arbiter {
     /// Tells each move of a group what it can rely on; asks for what cannot be known. Gives those that
-    /// can be tried, and those that must wait for another try.
-    pub async fn rely(&self, group: Vec<Pending>) -> (Vec<Pending>, Vec<Pending>) {
+    /// can be tried, and those that must wait for another try. What is not known to be whole is looked at.
+    pub async fn rely(
+        &self,
+        group: Vec<Pending>,
+        end: &EndOfStream,
+    ) -> (Vec<Pending>, Vec<Pending>) {
         let (reader, now) = (&self.mender.reader, Instant::now());
         let (mut ready, mut unsure) = (Vec::with_capacity(group.len()), Vec::new());
         for mut pending in group {
@@ -51,26 +57,38 @@ impl Arbiter {
                 ready.push(pending);
                 continue;
             };
-            let workflow = workflow.clone();
+            let (workflow, is_whole) = (workflow.clone(), end.is_whole(state, pending.life));
             match reader.known.expected(id, state, now) {
-                Some((events, newest)) => {
+                // A newest message of its own is a departure, the last one of a change.
+                Some((events, newest)) if is_whole || newest != state => {
                     pending.commit.rely_on(newest, &events);
                     ready.push(pending);
                 }
-                None => unsure.push((pending, workflow, id, state)),
+                _ => unsure.push((pending, workflow, id, state, is_whole)),
             }
         }
         if unsure.is_empty() {
             return (ready, Vec::new());
         }
         let until = Instant::now() + ASK_WAIT_MAX;
-        let tokens: Vec<_> =
-            unsure.iter().map(|(_, workflow, id, _)| (workflow.clone(), *id)).collect();
+        let tokens: Vec<_> = unsure
+            .iter()
+            .map(|(_, workflow, id, _, whole)| (workflow.clone(), *id, *whole))
+            .collect();
         let mut asked = stream::iter(tokens)
-            .map(|(workflow, id)| async move { token::find(reader, &workflow, id).await })
+            .map(|(workflow, id, is_whole)| async move {
+                let found = token::find(reader, &workflow, id).await?;
+                if !is_whole
+                    && let Some(found) = &found
+                    && !self.mender.is_whole(found).await?
+                {
+                    return Err(unavailable("its newest change was cut, and is mended"));
+                }
+                Ok(found)
+            })
             .buffered(ASKED_AT_ONCE);
         let mut retries = Vec::new();
-        for (mut pending, _, id, state) in unsure {
+        for (mut pending, _, id, state, _) in unsure {
             let late = || unavailable("its token could not be read in time");
             let found = timeout_at(until, asked.next()).await.ok().flatten();
             let verdict = match found.unwrap_or_else(|| Err(late())) {
@@ -197,7 +215,7 @@ impl Arbiter {
 
     /// Whether what a creation is for is there, as far as that can be seen now.
     async fn is_taken(&self, pending: &Pending, until: Instant) -> bool {
-        let Mender { reader, index, .. } = &self.mender;
+        let Mender { reader, index, .. } = &*self.mender;
         let look = async {
             match (&pending.commit.target, &pending.commit.kind) {
                 (Target::Token(id), Kind::CreateToken { workflow }) => {
@@ -250,7 +268,7 @@ impl Arbiter {
     /// pointer that is nobody's. So it has lost only to something that is there; else it is given back,
     /// with what it can claim now.
     async fn creation_lost(&self, mut pending: Pending) -> Option<Pending> {
-        let Mender { reader, index, .. } = &self.mender;
+        let Mender { reader, index, .. } = &*self.mender;
         let taken = match (&pending.commit.target, &pending.commit.kind) {
             (Target::Token(id), Kind::CreateToken { workflow }) => {
                 match claim::look(reader, index, *id, workflow).await {

@@ -11,7 +11,7 @@ use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, Answered, BatchError, Check};
 use super::commit::Target;
 use super::doubts::Doubts;
-use super::end_of_stream::{EndOfStream, Signals};
+use super::end_of_stream::EndOfStream;
 use super::find;
 use super::gather::{self, Gathering};
 use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
@@ -81,12 +81,12 @@ pub struct Committer {
 
 impl Committer {
     pub fn new(
-        mender: Mender,
+        mender: Arc<Mender>,
         retention: Arc<Retention>,
         life: Arc<Life>,
         queue: mpsc::Receiver<Pending>,
         doubts: Arc<Doubts>,
-        signals: Signals,
+        end: EndOfStream,
     ) -> Self {
         Self {
             meter: Arc::clone(&mender.meter),
@@ -96,7 +96,7 @@ impl Committer {
             life,
             arbiter: Arbiter { mender },
             queue,
-            end: EndOfStream::new(signals),
+            end,
             gathering: Gathering::new(),
             turns: Turns::new(),
             doubts,
@@ -259,7 +259,7 @@ impl Committer {
             let group = of_this_life(group, self.life.number());
             let group = one_alone(group, &mut groups);
             let group = self.arbiter.worth_trying(group).await;
-            let (group, unclear) = self.arbiter.rely(group).await;
+            let (group, unclear) = self.arbiter.rely(group, &self.end).await;
             self.put_back(unclear, RETRY_PAUSE);
             if group.is_empty() {
                 continue;
@@ -466,7 +466,8 @@ impl Committer {
             self.meter.record_partial();
             self.life.want_look();
         }
-        self.end.written(last, self.life.number());
+        // This server's own record comes before them.
+        self.end.written(last - count as u64, last, self.life.number());
         let mut next = last + 1 - count as u64;
         for pending in group {
             let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);

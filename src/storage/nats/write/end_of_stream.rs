@@ -1,11 +1,13 @@
 //! When the end of the stream is looked at: nothing is written before it is whole.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::mend::Mender;
+use super::preceding::Preceding;
 use crate::storage::StorageError;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::unavailable;
@@ -37,13 +39,21 @@ pub struct EndOfStream {
     pub signals: Signals,
     /// The sequence up to which the stream is known to be whole, in which life of the store.
     whole: (u64, u64),
+    /// What others wrote right before batches of this server, and is still to be looked at.
+    preceding: Arc<Preceding>,
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
 }
 
 impl EndOfStream {
-    pub fn new(signals: Signals) -> Self {
-        Self { signals, whole: (0, 0), look_at: None }
+    pub fn new(signals: Signals, preceding: Arc<Preceding>) -> Self {
+        Self { signals, whole: (0, 0), preceding, look_at: None }
+    }
+
+    /// Whether what stands at this sequence is known to be part of a whole change: it was written by this
+    /// server, or was there when the end was looked at, or before a batch of this server.
+    pub fn is_whole(&self, sequence: u64, life: u64) -> bool {
+        self.whole.0 == life && sequence <= self.whole.1 && !self.preceding.holds(sequence)
     }
 
     /// When it is looked at again, if a look has failed.
@@ -59,9 +69,12 @@ impl EndOfStream {
             && self.look_at.is_none_or(|at| at <= Instant::now())
     }
 
-    /// A batch of this server was stored whole, up to this sequence.
-    pub fn written(&mut self, last: u64, life: u64) {
+    /// A batch of this server was stored whole, with these sequences.
+    pub fn written(&mut self, first: u64, last: u64, life: u64) {
         if self.whole.0 == life {
+            if self.whole.1 + 1 < first {
+                self.preceding.push(self.whole.1 + 1..=first - 1);
+            }
             self.whole.1 = self.whole.1.max(last);
         }
     }

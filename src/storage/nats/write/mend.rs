@@ -44,6 +44,17 @@ pub struct Mender {
     pub age: Duration,
 }
 
+/// How a change was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It was whole, or others have gone on from it, who have looked.
+    Whole,
+    /// It was cut, and is whole now.
+    Mended,
+    /// It is none.
+    NoChange,
+}
+
 /// What came of a repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mended {
@@ -82,6 +93,74 @@ impl Mender {
             return Ok(last);
         }
         Err(unavailable("the end of the stream changes faster than it can be looked at"))
+    }
+
+    /// Mends the change that this message is a part of, if it is the last one that a cut has left.
+    pub async fn mend_change_of(&self, message: &Stored) -> Result<State, StorageError> {
+        let subject = &message.subject;
+        let (workflow, id) = if let Some((workflow, _, id)) = names::parse_token(subject) {
+            (workflow, id)
+        } else if let Some(id) = names::parse_pointer(subject) {
+            (message.pointer()?, id)
+        } else if names::covers(ALL_EVENTS, subject) {
+            let event = message.event()?.event;
+            // The event of a definition is its last message.
+            let Some(id) = event.token_id else { return Ok(State::Whole) };
+            (event.workflow_id, id)
+        } else if names::covers(ALL_DEFINITIONS, subject) {
+            return self.mend_definition_in_rounds(message).await;
+        } else {
+            return Ok(State::NoChange);
+        };
+        if message.is_departure() {
+            return Ok(State::Whole);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let last = jetstream::stream_state(&self.link).await?.last_sequence;
+            let Some(found) = token::find(&self.reader, &workflow, id).await? else { break };
+            let state = found.state.sequence;
+            if !(state..state + Shape::MESSAGES_MAX).contains(&message.sequence) {
+                break;
+            }
+            match self.mend(&found, last, None).await? {
+                None => break,
+                Some(Mended::Done) => return Ok(State::Mended),
+                Some(Mended::Overtaken) => {}
+            }
+        }
+        Ok(State::Whole)
+    }
+
+    async fn mend_definition_in_rounds(&self, found: &Stored) -> Result<State, StorageError> {
+        for _ in 0..ROUNDS_MAX {
+            let last = jetstream::stream_state(&self.link).await?.last_sequence;
+            match self.mend_definition(found, last).await? {
+                None => break,
+                Some(Mended::Done) => return Ok(State::Mended),
+                Some(Mended::Overtaken) => {}
+            }
+        }
+        Ok(State::Whole)
+    }
+
+    /// Whether the newest change of a token is whole. If not it is mended, and has to be read anew.
+    pub async fn is_whole(&self, found: &Standing) -> Result<bool, StorageError> {
+        // That is the last message of a change.
+        if found.departure.is_some() {
+            return Ok(true);
+        }
+        let state = &found.state;
+        let token = state.token()?.token;
+        let left = token.transition_history.last().map(|record| &record.from_place);
+        let has_more = state.marks.ages || left.is_some_and(|left| *left != token.place);
+        if !has_more
+            && let Some(event) = self.reader.at(state.sequence + 1).await?
+            && chain::is_event_of(&event, token.id, token.version, false)?
+        {
+            return Ok(true);
+        }
+        let last = jetstream::stream_state(&self.link).await?.last_sequence;
+        Ok(self.mend(found, last, None).await?.is_none())
     }
 
     async fn mend_newest(

@@ -14,6 +14,7 @@ pub mod mend;
 pub mod outgoing;
 pub mod pending;
 pub mod pieces;
+pub mod preceding;
 pub mod queue;
 pub mod refusal;
 pub mod turns;

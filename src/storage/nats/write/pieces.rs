@@ -51,6 +51,9 @@ pub struct Presence {
 }
 
 impl Shape {
+    /// How many messages a change has at most, from its token on.
+    pub const MESSAGES_MAX: u64 = 5;
+
     /// The messages of the change, in their order.
     pub fn pieces(self) -> Vec<Piece> {
         let mut pieces = Vec::with_capacity(6);
