@@ -14,6 +14,7 @@ mod examples;
 mod golden;
 mod http;
 mod model;
+mod nats_answers;
 mod nats_bus;
 mod nats_clients;
 mod nats_crash;

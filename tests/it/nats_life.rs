@@ -537,14 +537,14 @@ fn a_write_that_was_decided_on_another_life_is_refused() {
 const ADMIN: &str = "{ user: admin, password: a }";
 
 /// A configuration in which the engine may publish to these alone.
-fn permissions(publish: &str) -> String {
+pub fn permissions(publish: &str) -> String {
     format!(
         "authorization {{ users: [ {ADMIN}
            {{ user: engine, password: e, permissions {{ subscribe: \"_INBOX.>\", publish: {publish} }} }} ] }}"
     )
 }
 
-fn engine_config(nats: &NatsServer) -> NATSStorageConfig {
+pub fn engine_config(nats: &NatsServer) -> NATSStorageConfig {
     let url = nats.url().replace("nats://", "nats://engine:e@");
     NATSStorageConfig { nats_urls: vec![url], ..nats.config() }
 }

@@ -77,6 +77,9 @@ pub struct Written {
     /// The number of the last one that was acknowledged, and of the last one that was tried.
     pub acknowledged: u64,
     pub tried: u64,
+    /// The highest that was ever tried. Also one that was refused can be there: with replicas a server that
+    /// leads no more refuses for a moment what the leader takes.
+    pub highest: u64,
     /// Where the acknowledged one stands.
     pub sequence: u64,
     pub at: SystemTime,
@@ -135,7 +138,7 @@ impl Anchor {
                 headers.push((header::EXPECTED_LAST_SUBJECT_SEQUENCE, expected));
             }
             // Until its outcome is known.
-            last.tried = write;
+            (last.tried, last.highest) = (write, write);
         }
         let payload = serde_json::to_vec(&Payload { write }).unwrap_or_default().into();
         Next { subject: self.subject(), headers, payload, write }
@@ -144,7 +147,8 @@ impl Anchor {
     /// It stands there now.
     pub fn done(&mut self, next: &Next, sequence: u64) {
         let (write, at) = (next.write, SystemTime::now());
-        self.last = Some(Written { acknowledged: write, tried: write, sequence, at });
+        self.last =
+            Some(Written { acknowledged: write, tried: write, highest: write, sequence, at });
     }
 
     /// It was not written.
@@ -228,6 +232,10 @@ mod tests {
         anchor.refused(&second);
         let third = anchor.next();
         assert_eq!(expected(&third), Some("7"), "it is still that one");
+        anchor.refused(&third);
+        let last = anchor.last().unwrap();
+        assert_eq!((last.acknowledged, last.tried, last.highest), (1, 1, 3));
+        let third = anchor.next();
         // Without an answer nobody knows which one it is, until it is found.
         let fourth = anchor.next();
         assert_eq!(expected(&fourth), None);

@@ -143,6 +143,11 @@ impl Reader {
         copies.replicas <= 1 && copies.mirror.is_none()
     }
 
+    /// Whether several nats-servers hold the stream.
+    pub fn has_replicas(&self) -> bool {
+        self.copies().replicas > 1
+    }
+
     /// The highest sequence that is known of.
     pub fn last_sequence(&self) -> u64 {
         self.last.load(Ordering::Acquire)

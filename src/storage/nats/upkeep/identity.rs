@@ -88,7 +88,7 @@ fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
             // Nobody has written it for so long, as when the machine slept, that it has aged.
             None if aged => {}
             None => return Verdict::Another("the record of this server is gone".to_owned()),
-            Some(number) if number < anchor.acknowledged || number > anchor.tried => {
+            Some(number) if number < anchor.acknowledged || number > anchor.highest => {
                 return Verdict::Another("the record of this server is an older one".to_owned());
             }
             Some(_) => {}
@@ -328,6 +328,7 @@ mod tests {
         let anchor = |acknowledged, tried, seconds| Written {
             acknowledged,
             tried,
+            highest: tried,
             sequence: 8,
             at: now - Duration::from_secs(seconds),
         };

@@ -268,7 +268,11 @@ impl Replies {
             }
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(match self.waiters.why_denied(&self.subject) {
-                Some(denied) => LinkError::Denied(denied.to_string()),
+                Some(denied @ Denied::Publish(_)) => LinkError::Denied(denied.to_string()),
+                // It was taken, perhaps; only the answer cannot be heard.
+                Some(denied @ Denied::Subscribe(_)) => {
+                    LinkError::NoAnswer(LinkError::Denied(denied.to_string()).to_string())
+                }
                 None => LinkError::NoAnswer("the connection broke".to_owned()),
             }),
             Err(_) => {

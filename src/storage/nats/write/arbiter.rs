@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
 use super::claim::{self, Outcome};
 use super::commit::{Kind, Target};
@@ -91,25 +92,22 @@ impl Arbiter {
         for (mut pending, _, id, state, _) in unsure {
             let late = || unavailable("its token could not be read in time");
             let found = timeout_at(until, asked.next()).await.ok().flatten();
-            let verdict = match found.unwrap_or_else(|| Err(late())) {
-                Ok(found) => {
-                    let verdict = judge(state, pending.told, found.as_ref().map(Standing::seen));
-                    if let (Verdict::Try(newest), Some(found)) = (verdict, &found) {
-                        pending.commit.rely_on(newest, &found.state.marks.events);
-                    }
-                    verdict
-                }
+            let found = match found.unwrap_or_else(|| Err(late())) {
+                Ok(found) => found,
                 Err(error) => {
                     error.to_string().clone_into(&mut pending.reason);
-                    Verdict::LookAgain
+                    retries.push(pending);
+                    continue;
                 }
             };
+            let verdict = judge(state, pending.told, found.as_ref().map(Standing::seen));
+            if let (Verdict::Try(newest), Some(found)) = (verdict, &found) {
+                pending.commit.rely_on(newest, &found.state.marks.events);
+            }
             match verdict {
                 Verdict::Try(_) => ready.push(pending),
                 Verdict::Lost if !pending.maybe_done => {
-                    reader.known.lost(id, state);
-                    let lost = pending.commit.lost();
-                    answer(pending, Err(lost));
+                    retries.extend(self.move_lost(pending, found.as_ref(), id, state).await);
                 }
                 Verdict::Lost | Verdict::LookAgain => retries.push(pending),
             }
@@ -119,23 +117,27 @@ impl Arbiter {
 
     /// Answers what has run out of time or was done by an earlier try; gives the rest.
     pub async fn worth_trying(&self, group: Vec<Pending>) -> Vec<Pending> {
-        let (maybe_done, mut worth): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|pending| pending.maybe_done);
         let now = Instant::now();
+        let (maybe_done, mut worth): (Vec<_>, Vec<_>) = group.into_iter().partition(|pending| {
+            pending.maybe_done || (pending.contested && now >= pending.deadline)
+        });
         worth = worth.into_iter().filter_map(|pending| expire_or_keep(pending, now)).collect();
         if maybe_done.is_empty() {
             return worth;
         }
         let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
         let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
-        for pending in maybe_done {
+        for mut pending in maybe_done {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
                 Some(Found::Unclear(reason)) => {
                     answer(pending, Err(StorageError::OutcomeUnknown { reason }));
                 }
                 // It is not there, or cannot be looked for; then a try that fails says more.
-                Some(Found::Absent) | None => worth.extend(expire_or_keep(pending, Instant::now())),
+                absent => {
+                    pending.contested &= absent.is_none();
+                    worth.extend(expire_or_keep(pending, Instant::now()));
+                }
             }
         }
         worth
@@ -182,7 +184,7 @@ impl Arbiter {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
                 Some(Found::Absent) => {
-                    pending.maybe_done = before;
+                    (pending.maybe_done, pending.contested) = (before, false);
                     rest.push(pending);
                 }
                 Some(Found::Unclear(reason)) => {
@@ -198,38 +200,48 @@ impl Arbiter {
         rest
     }
 
+    /// The same for those of a group that were contested, before they are told not to be done.
+    pub async fn settle_contested(&self, group: Vec<Pending>) -> Vec<Pending> {
+        let (contested, mut rest): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|pending| pending.contested);
+        rest.extend(self.settle_refused(contested).await);
+        rest
+    }
+
     /// Answers creations for which there is no room: what is there already is told as that.
     pub async fn refuse_for_room(&self, group: Vec<Pending>, reason: String) {
         let (reason, until) = (&reason, Instant::now() + ASK_WAIT_MAX);
-        let refused = stream::iter(group).map(|pending| async move {
+        let refused = stream::iter(group).map(|mut pending| async move {
             let taken = self.is_taken(&pending, until).await;
-            if taken && !pending.maybe_done {
-                let lost = pending.commit.lost();
-                answer(pending, Err(lost));
+            if taken == Some(true) && !pending.maybe_done {
+                if let Some(unseen) = self.really_lost(pending).await {
+                    no_room_for(unseen, Some(reason.clone()));
+                }
             } else {
+                pending.contested &= taken.is_none();
                 no_room_for(pending, Some(reason.clone()));
             }
         });
         refused.boxed().buffer_unordered(ASKED_AT_ONCE).collect::<()>().await;
     }
 
-    /// Whether what a creation is for is there, as far as that can be seen now.
-    async fn is_taken(&self, pending: &Pending, until: Instant) -> bool {
+    /// Whether what a creation is for is there; none if that cannot be seen now.
+    async fn is_taken(&self, pending: &Pending, until: Instant) -> Option<bool> {
         let Mender { reader, index, .. } = &*self.mender;
         let look = async {
             match (&pending.commit.target, &pending.commit.kind) {
                 (Target::Token(id), Kind::CreateToken { workflow }) => {
                     let outcome = claim::look(reader, index, *id, workflow).await;
-                    outcome.is_ok_and(|outcome| outcome == Outcome::Taken)
+                    outcome.ok().map(|outcome| outcome == Outcome::Taken)
                 }
                 (Target::Workflow(workflow), _) => {
                     let there = reader.last(&names::definition(workflow)).await;
-                    there.is_ok_and(|there| there.is_some())
+                    there.ok().map(|there| there.is_some())
                 }
-                (Target::Token(_), _) => false,
+                (Target::Token(_), _) => None,
             }
         };
-        timeout_at(until, look).await.unwrap_or(false)
+        timeout_at(until, look).await.unwrap_or(None)
     }
 
     /// A change that nats-server has refused, as another one came before: unless that was an earlier
@@ -256,12 +268,43 @@ impl Arbiter {
             if judge(state, pending.told, seen) != Verdict::Lost {
                 return Some(pending);
             }
-            self.mender.reader.known.lost(id, state);
-            let lost = pending.commit.lost();
-            answer(pending, Err(lost));
-            return None;
+            return self.move_lost(pending, found.as_ref(), id, state).await;
         }
         self.creation_lost(pending).await
+    }
+
+    /// A move whose token is not as it was decided on.
+    async fn move_lost(
+        &self,
+        pending: Pending,
+        found: Option<&Standing>,
+        id: Uuid,
+        state: u64,
+    ) -> Option<Pending> {
+        if pending.contested && find::may_be_in(found, &pending.commit) {
+            return self.really_lost(pending).await;
+        }
+        self.mender.reader.known.lost(id, state);
+        let lost = pending.commit.lost();
+        answer(pending, Err(lost));
+        None
+    }
+
+    /// A change that has lost to something that is there: unless that is itself, as it was contested. Gives
+    /// it back if that cannot be seen now.
+    async fn really_lost(&self, pending: Pending) -> Option<Pending> {
+        let outcome = if pending.contested {
+            match find::find_in_time(&self.mender, &pending.commit, pending.told).await {
+                Ok(Found::Stored(sequence)) => Ok(sequence),
+                Ok(Found::Absent) => Err(pending.commit.lost()),
+                Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
+                Err(_) => return Some(pending),
+            }
+        } else {
+            Err(pending.commit.lost())
+        };
+        answer(pending, outcome);
+        None
     }
 
     /// nats-server refuses a creation also where it cannot look, such as while it shuts down, and for a
@@ -295,11 +338,6 @@ impl Arbiter {
             }
             (Target::Token(_), _) => return Some(pending),
         };
-        if !taken {
-            return Some(pending);
-        }
-        let lost = pending.commit.lost();
-        answer(pending, Err(lost));
-        None
+        if taken { self.really_lost(pending).await } else { Some(pending) }
     }
 }

@@ -17,7 +17,7 @@ use super::gather::{self, Gathering};
 use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
 use super::mend::Mender;
 use super::outgoing::Outgoing;
-use super::pending::{Pending, answer, expire_or_keep, no_room_for, tried};
+use super::pending::{Pending, answer, expire_or_keep, no_room_for, refused, tried};
 use super::refusal::{Plan, Refusal};
 use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
@@ -348,9 +348,6 @@ impl Committer {
         groups: &mut Groups,
     ) {
         debug!(?refusal, changes = group.len(), "nats-server has refused a batch");
-        for pending in &mut group {
-            pending.refusals += 1;
-        }
         if refusal.err_code == code::BATCH_INCOMPLETE {
             self.each_until = Some(Instant::now() + EACH_FOR);
         }
@@ -375,11 +372,12 @@ impl Committer {
             self.life.want_look();
         }
         let often = group.iter().map(|pending| pending.refusals).max().unwrap_or(0);
-        let plan = refusal.plan(group.len(), often, culprit);
+        let plan = refusal.plan(group.len(), often + 1, culprit);
         if !refusal.is_whole() {
             self.partial = true;
             group = self.arbiter.settle_refused(group).await;
         }
+        refused(&mut group, self.reader.has_replicas());
         let reason = refusal.reason();
         match plan {
             Plan::Culprit(place) => {
@@ -450,7 +448,7 @@ impl Committer {
         let (waited, group): (Vec<_>, Vec<_>) = group.into_iter().partition(|pending| {
             pending.full_since.is_some_and(|since| since.elapsed() > FULL_WAIT)
         });
-        for pending in waited {
+        for pending in self.arbiter.settle_contested(waited).await {
             no_room_for(pending, self.retention.full());
         }
         self.put_back(group, FULL_PAUSE);

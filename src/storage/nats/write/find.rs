@@ -122,6 +122,13 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
     Ok(Found::Unclear("the token moves on faster than it can be looked at".to_owned()))
 }
 
+/// Whether a token as it is there may show a commit; one that is gone may have.
+pub fn may_be_in(found: Option<&Standing>, commit: &Commit) -> bool {
+    found.is_none_or(|found| {
+        trace_of(&found.state, commit).map_or(true, |trace| trace != Trace::None)
+    })
+}
+
 /// A commit from which others have gone on; its token was in the message `state`.
 async fn passed(
     mender: &Mender,

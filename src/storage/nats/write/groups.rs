@@ -55,7 +55,7 @@ pub fn of_this_life(group: Vec<Pending>, life: u64) -> Vec<Pending> {
     let (kept, others): (Vec<_>, Vec<_>) =
         group.into_iter().partition(|pending| pending.life == life);
     for pending in others {
-        if pending.commit.creates() || pending.maybe_done {
+        if pending.commit.creates() || pending.is_unclear() {
             let reason = "the store went back in time or was made anew while this was written";
             not_done(pending, reason.to_owned());
         } else {

@@ -21,6 +21,9 @@ pub struct Pending {
     pub deadline: Instant,
     /// Whether a try of it may have been stored, or may yet be.
     pub maybe_done: bool,
+    /// Whether it was refused where several nats-servers hold the stream. One that was cut off and leads no
+    /// more refuses for a moment what the leader takes, so that is no proof.
+    pub contested: bool,
     /// What stood in its way last.
     pub reason: String,
     /// The newest sequence of its token that nats-server has named when it refused it, else 0.
@@ -35,6 +38,13 @@ pub struct Pending {
     pub answer: oneshot::Sender<Result<Sequence, StorageError>>,
     /// Its share of the bytes that may wait.
     pub room: OwnedSemaphorePermit,
+}
+
+impl Pending {
+    /// Whether it may be there, or come to be.
+    pub fn is_unclear(&self) -> bool {
+        self.maybe_done || self.contested
+    }
 }
 
 pub fn answer(pending: Pending, outcome: Result<Sequence, StorageError>) {
@@ -53,7 +63,7 @@ pub fn expire_or_keep(pending: Pending, now: Instant) -> Option<Pending> {
     }
     let late = "it did not get its turn in time".to_owned();
     let reason = if pending.reason.is_empty() { late } else { pending.reason.clone() };
-    let outcome = if pending.maybe_done {
+    let outcome = if pending.is_unclear() {
         StorageError::OutcomeUnknown { reason }
     } else if pending.full_since.is_some() {
         StorageError::Full { reason }
@@ -62,6 +72,14 @@ pub fn expire_or_keep(pending: Pending, now: Instant) -> Option<Pending> {
     };
     answer(pending, Err(outcome));
     None
+}
+
+/// Notes that they were refused; `contested` if by one of several.
+pub fn refused(group: &mut [Pending], contested: bool) {
+    for pending in group {
+        pending.refusals += 1;
+        pending.contested |= contested;
+    }
 }
 
 /// Notes what came of a try.
@@ -75,7 +93,7 @@ pub fn tried(mut group: Vec<Pending>, reason: &str, maybe_done: bool) -> Vec<Pen
 
 /// Answers a change that cannot be done, for this reason.
 pub fn not_done(pending: Pending, reason: String) {
-    let outcome = if pending.maybe_done {
+    let outcome = if pending.is_unclear() {
         StorageError::OutcomeUnknown { reason }
     } else {
         StorageError::Unavailable { reason }
@@ -86,7 +104,7 @@ pub fn not_done(pending: Pending, reason: String) {
 /// Answers a change that has no room.
 pub fn no_room_for(pending: Pending, full: Option<String>) {
     let reason = full.unwrap_or_else(|| pending.reason.clone());
-    let outcome = if pending.maybe_done {
+    let outcome = if pending.is_unclear() {
         StorageError::OutcomeUnknown { reason }
     } else {
         StorageError::Full { reason }

@@ -107,6 +107,7 @@ impl Queue {
             life,
             deadline,
             maybe_done: false,
+            contested: false,
             reason: String::new(),
             told: 0,
             refusals: 0,
