@@ -113,6 +113,36 @@ async fn filled(binary: &Path) {
     }
 }
 
+/// nats-server goes on to answer reads then, and does not answer what is written.
+#[test]
+fn a_full_disk_is_told_in_health_and_to_who_writes() {
+    for binary in [nats_server::binary(), nats_server::oldest_binary()].into_iter().flatten() {
+        runtime().block_on(told_to_be_full(binary));
+    }
+}
+
+async fn told_to_be_full(binary: &Path) {
+    let Some(nats) = NatsServer::on_small_disk(binary, DISK_MEGABYTES) else { return };
+    let config = NATSStorageConfig { default_max_bytes: 64 << 20, ..nats.config() };
+    let storage = Arc::new(NATSStorage::new(config).await.unwrap());
+    let workflow = review_workflow("w");
+    let large = || new_token(&workflow, json!({ "text": "x".repeat(200_000) }));
+    let first = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+    while storage.insert_token(large()).await.is_ok() {}
+    let is_named = |text: &str| text.contains("disk") || text.contains("no space left");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match storage.health().await {
+            StorageHealth::Unhealthy(reason) if is_named(&reason) => break,
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+    }
+    let refused = storage.insert_token(large()).await.unwrap_err().to_string();
+    assert!(is_named(&refused), "{refused}");
+    assert!(storage.load_token(first.token.id, None).await.unwrap().is_some());
+    storage.close().await;
+}
+
 fn first_words(log: &str) -> &str {
     let line = log.lines().find(|line| line.contains("panic") || line.contains("FTL"));
     line.unwrap_or_default()

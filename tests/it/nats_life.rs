@@ -649,6 +649,35 @@ fn jetstream_that_is_switched_off_is_told_by_name() {
     });
 }
 
+/// nats-server says what it takes when the connection is made, and not when that changes.
+#[test]
+fn a_payload_that_is_made_smaller_is_told_and_made_larger_again_all_goes_on() {
+    let text = |most: &str| format!("max_payload: {most}");
+    let Some((nats, folder)) = configured(&text("1MB")) else { return };
+    runtime().block_on(async {
+        let node = Node::start(&nats, NATSStorageOptions::new()).await;
+        node.define("w").await;
+        let id = node.create("w").await;
+        let reload = |most: &str| {
+            std::fs::write(folder.path().join("nats.conf"), text(most)).unwrap();
+            nats.reload();
+        };
+        reload("300");
+        // Who sends more is cut off, and hears of it when he comes back.
+        let fire =
+            || async { node.ask(FIRE, json!({ "tokenId": id, "transitionId": "edit" })).await };
+        let deadline = Instant::now() + WAIT_MAX;
+        while fire().await["errors"][0]["extensions"]["code"] != "PAYLOAD_TOO_LARGE" {
+            assert!(Instant::now() < deadline, "it takes what it does not take");
+        }
+        let said = node.health("small", |health| !healthy(health)).await;
+        assert!(said.contains("max_payload"), "{said}");
+        reload("1MB");
+        node.health("large again", healthy).await;
+        assert_eq!(node.fire(&id, "submit").await, "");
+    });
+}
+
 /// A subscription that was refused stays so on its connection.
 #[test]
 fn answers_that_are_forbidden_for_a_while_come_again() {

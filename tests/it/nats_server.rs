@@ -158,6 +158,10 @@ impl NatsServer {
     #[allow(clippy::print_stderr)]
     pub fn on_small_disk(binary: &Path, megabytes: usize) -> Option<Self> {
         let mut server = Self::stopped(binary, &["-js"]);
+        // It may store more than there is room for.
+        let config = server.folder.path().join("nats.conf");
+        std::fs::write(&config, "jetstream { max_file_store: 1GB }").unwrap();
+        server.arguments.extend(["-c".to_owned(), config.to_str().unwrap().to_owned()]);
         server.disk = SmallDisk::mount(&server.folder.path().join("store"), megabytes);
         if server.disk.is_none() {
             eprintln!("no file system can be mounted here: tests of a full disk are left out");

@@ -12,7 +12,7 @@ use crate::storage::nats::upkeep::notices::Notices;
 use crate::storage::nats::upkeep::retention::Retention;
 use crate::storage::nats::upkeep::supervisor::{Looks, Standing};
 use crate::storage::nats::wire::jetstream::{self, StreamState};
-use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::link::{Link, PAYLOAD_MIN};
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Figure, FigureKind, StorageError, StorageHealth};
 
@@ -164,6 +164,7 @@ impl Monitor {
                 self.retention.counted(&state);
                 let mut notices = self.notices.all();
                 notices.extend(self.retention.full());
+                notices.extend(small_payload(self.link.payload_max()));
                 let limit = self.meter.limit();
                 notices.extend(limit.map(|limit| {
                     format!("some changes were refused, and none as large was made since: {limit}")
@@ -182,6 +183,12 @@ impl Monitor {
         // What takes longer is told by what is asked next.
         drop(timeout(FRESH_WAIT, looks.wait_for(|looks| looks.ended >= wanted)).await);
     }
+}
+
+fn small_payload(most: usize) -> Option<String> {
+    (most < PAYLOAD_MIN).then(|| {
+        format!("nats-server takes messages of {most} bytes at most, so larger tokens are refused; raise its max_payload to 1MB")
+    })
 }
 
 fn judge(state: &StreamState, notices: Vec<String>, mirror: Option<String>) -> StorageHealth {

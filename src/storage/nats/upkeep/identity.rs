@@ -20,6 +20,8 @@ use crate::storage::nats::read::identity::Identity;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, code};
+use crate::storage::nats::wire::link::LinkError;
+use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::{IDENTITY, header};
 
 /// How often it is tried to write the identity, where other servers do so, too.
@@ -101,13 +103,14 @@ fn judge(remembered: &Remembered, found: &Found, now: SystemTime) -> Verdict {
 pub struct Keeper {
     age: Duration,
     life: Arc<Life>,
+    meter: Arc<Meter>,
     remembered: Option<(String, Identity)>,
 }
 
 impl Keeper {
     /// `age` is how long completed tokens are kept.
-    pub fn new(age: Duration, life: Arc<Life>) -> Self {
-        Self { age, life, remembered: None }
+    pub fn new(age: Duration, life: Arc<Life>, meter: Arc<Meter>) -> Self {
+        Self { age, life, meter, remembered: None }
     }
 
     /// Begins to know a store: completes one of an older version first.
@@ -121,7 +124,7 @@ impl Keeper {
             None => self.introduce(reader).await?,
         };
         self.remembered = Some((state.created.clone(), identity));
-        write_anchor(reader, &mut *self.life.anchor().await).await;
+        write_anchor(reader, &self.meter, &mut *self.life.anchor().await).await;
         Ok(())
     }
 
@@ -167,7 +170,7 @@ impl Keeper {
                 }
                 self.remembered = Some((state.created.clone(), identity));
                 see_witness(reader, &mut anchor).await?;
-                write_anchor(reader, &mut anchor).await;
+                write_anchor(reader, &self.meter, &mut anchor).await;
                 return Ok(false);
             }
             (Verdict::Renewed, Some(identity)) => {
@@ -188,7 +191,7 @@ impl Keeper {
         };
         self.remembered = Some((state.created.clone(), identity));
         anchor.forget();
-        write_anchor(reader, &mut anchor).await;
+        write_anchor(reader, &self.meter, &mut anchor).await;
         Ok(true)
     }
 
@@ -261,7 +264,7 @@ async fn find(
 
 /// Writes the anchor anew, unless that was done a moment ago. If it cannot be written now, such as in a
 /// full stream, the one that is there goes on.
-async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
+async fn write_anchor(reader: &Reader, meter: &Meter, anchor: &mut Anchor) {
     write_witness(reader, anchor).await;
     if anchor.is_young(SystemTime::now()) {
         return;
@@ -275,9 +278,17 @@ async fn write_anchor(reader: &Reader, anchor: &mut Anchor) {
         }
         Err(error) => {
             debug!(%error, "the record of this server could not be written");
-            // Without an answer it may be there all the same.
-            if matches!(error, ApiError::Refused { .. }) {
-                anchor.refused(&next);
+            match error {
+                ApiError::Refused { .. } => anchor.refused(&next),
+                // It may be there all the same. After a write that the disk refused, nats-server answers
+                // no other (2.14.4 and 2.15.1), though it answers reads.
+                ApiError::Link(LinkError::NoAnswer(_)) if reader.link.is_connected() => {
+                    let why = jetstream::WHY_UNANSWERED;
+                    meter.record_trouble(&format!(
+                        "nats-server does not answer what is written; {why}"
+                    ));
+                }
+                ApiError::Link(_) | ApiError::Unreadable(_) => {}
             }
         }
     }

@@ -102,7 +102,11 @@ struct Memory {
 
 impl Supervisor {
     pub async fn run(self) {
-        let mut keeper = Keeper::new(self.config.default_max_age, Arc::clone(&self.life));
+        let mut keeper = Keeper::new(
+            self.config.default_max_age,
+            Arc::clone(&self.life),
+            Arc::clone(&self.meter),
+        );
         if !self.open(&mut keeper).await {
             return;
         }

@@ -16,6 +16,10 @@ pub const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// Time for an answer that goes through many messages or subjects: 100,000 of them take 1.4 s.
 const LONG_ANSWER_WAIT: Duration = Duration::from_secs(8);
 
+/// What a person is told where nats-server answers nothing that is written, or cannot keep a batch, and
+/// does not say why. After a write that its disk refused it answers reads alone, until it is restarted.
+pub const WHY_UNANSWERED: &str = "if that lasts, its disk is full or fails, or too few of its nodes are there: its log tells which; make room and restart it";
+
 /// Error codes of nats-server (`server/errors.json` there).
 pub mod code {
     pub const ACCOUNT_LIMIT: u64 = 10_002;

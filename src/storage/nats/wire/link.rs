@@ -8,7 +8,7 @@ use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -16,6 +16,7 @@ use super::config::{NATSStorageConfig, NATSStorageOptions, shown_urls};
 use super::pulse::Pulse;
 use super::waiters::Waiters;
 pub use super::waiters::{LinkError, Replies};
+use crate::domain::limits::RECORD_BYTES_MAX;
 
 /// Time that a request waits for a connection that is being made anew.
 pub const CONNECT_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -33,6 +34,16 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause before the connection is made anew because answers may not arrive on it.
 const DEAF_PAUSE: Duration = Duration::from_secs(1);
 
+/// The same because nats-server said when it was made that it takes only small messages: it does not say
+/// when that changes.
+const SMALL_PAUSE: Duration = Duration::from_secs(5);
+
+/// Headers of a message at most.
+pub const HEADERS_BYTES_MAX: usize = 1_536;
+
+/// What nats-server must take at least: the largest record, with its headers.
+pub const PAYLOAD_MIN: usize = RECORD_BYTES_MAX + HEADERS_BYTES_MAX;
+
 /// Commands that wait for the task that writes to the connection.
 const COMMANDS_MAX: usize = 4_096;
 
@@ -45,6 +56,8 @@ pub struct Link {
     waiters: Arc<Waiters>,
     pulse: Pulse,
     changes: watch::Receiver<u64>,
+    /// Tells that nats-server takes only small messages.
+    small: Arc<Notify>,
     dispatcher: JoinHandle<()>,
     healer: JoinHandle<()>,
 }
@@ -81,10 +94,19 @@ impl Link {
             }
         });
         let (deaf, again) = (Arc::clone(&waiters), client.clone());
+        let small = Arc::new(Notify::new());
+        let is_small = Arc::clone(&small);
         let healer = tokio::spawn(async move {
             loop {
-                deaf.deaf().await;
-                tokio::time::sleep(DEAF_PAUSE).await;
+                let pause = tokio::select! {
+                    () = deaf.deaf() => DEAF_PAUSE,
+                    () = is_small.notified() => SMALL_PAUSE,
+                };
+                tokio::time::sleep(pause).await;
+                let takes_all = again.server_info().max_payload >= PAYLOAD_MIN;
+                if pause == SMALL_PAUSE && takes_all {
+                    continue;
+                }
                 // A subscription that was refused stays so; a new connection asks again.
                 if let Err(error) = again.force_reconnect().await {
                     tracing::debug!(%error, "the connection could not be made anew");
@@ -93,7 +115,7 @@ impl Link {
         });
         let tls = urls.contains("tls://") || options.tls_ca_file.is_some();
         let pulse = Pulse::default();
-        Ok(Self { client, urls, tls, inbox, waiters, pulse, changes, dispatcher, healer })
+        Ok(Self { client, urls, tls, inbox, waiters, pulse, changes, small, dispatcher, healer })
     }
 
     /// The servers, as messages may show them.
@@ -109,6 +131,16 @@ impl Link {
     /// What the server that it stands to says of itself.
     pub fn server(&self) -> Option<async_nats::ServerInfo> {
         self.client.try_server_info()
+    }
+
+    /// The most bytes of a message that it takes. Where that is too few, the connection is made anew before
+    /// long, as only then it says whether that has changed.
+    pub fn payload_max(&self) -> usize {
+        let most = self.server().map_or(usize::MAX, |server| server.max_payload);
+        if most < PAYLOAD_MIN {
+            self.small.notify_one();
+        }
+        most
     }
 
     /// What is known of the process that holds the stream, where it is another one than that to which

@@ -90,7 +90,10 @@ impl EndOfStream {
         match timeout(SETTLE_WAIT, settled).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return Err(unavailable("it was closed")),
-            Err(_) => return Err(unavailable("the stream cannot be looked at yet")),
+            Err(_) => {
+                let why = mender.meter.trouble().map_or_else(String::new, |why| format!(": {why}"));
+                return Err(unavailable(format!("the stream cannot be looked at yet{why}")));
+            }
         }
         let life = life.number();
         if self.whole.0 != life {

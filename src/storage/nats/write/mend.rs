@@ -409,8 +409,12 @@ impl Mender {
                     _ => Err(unavailable(reason)),
                 }
             }
-            Err(BatchError::NotDone(reason) | BatchError::Unknown(reason)) => {
+            Err(BatchError::NotDone(reason)) => {
                 Err(unavailable(format!("a torn change cannot be mended: {reason}")))
+            }
+            Err(BatchError::Unknown(reason)) => {
+                let why = jetstream::WHY_UNANSWERED;
+                Err(unavailable(format!("a torn change cannot be mended: {reason}; {why}")))
             }
         }
     }

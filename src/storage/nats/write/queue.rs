@@ -11,7 +11,7 @@ use super::doubts::Doubts;
 use super::pending::Pending;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::unavailable;
-use crate::storage::nats::wire::link::{self, Link};
+use crate::storage::nats::wire::link::{self, HEADERS_BYTES_MAX, Link};
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::{Sequence, StorageError};
 
@@ -21,9 +21,6 @@ const WRITE_WAIT_MAX: Duration = Duration::from_secs(6);
 
 /// Time after which a write is given up even if its outcome is unknown; only a defect takes that long.
 const OUTCOME_WAIT_MAX: Duration = Duration::from_secs(18);
-
-/// Bytes that nats-server may need beside the payload of a message: its headers and subject.
-const HEADERS_BYTES_MAX: usize = 1_536;
 
 /// Writes that wait at once, beside the bound on their bytes.
 const WRITES_MAX: usize = 4_096;
@@ -130,7 +127,7 @@ impl Queue {
 
     /// Whether nats-server takes messages as large as these.
     fn fits(&self, commit: &Commit) -> Result<(), StorageError> {
-        let most = self.link.server().map_or(usize::MAX, |server| server.max_payload);
+        let most = self.link.payload_max();
         let largest = commit.messages.iter().map(|(_, message)| message.payload.len()).max();
         match largest {
             Some(bytes) if bytes + HEADERS_BYTES_MAX > most => {

@@ -1,6 +1,6 @@
 //! What to do about a batch that nats-server has refused.
 
-use crate::storage::nats::wire::jetstream::code;
+use crate::storage::nats::wire::jetstream::{WHY_UNANSWERED, code};
 
 /// Refusals after which a batch is tried in halves: one of its changes may be what is refused.
 const REFUSALS_WHOLE: u32 = 2;
@@ -64,7 +64,11 @@ impl Refusal {
 
     /// Why, as a person reads it.
     pub fn reason(&self) -> String {
-        let said = format!("{} (error code {})", self.description, self.err_code);
+        let mut said = format!("{} (error code {})", self.description, self.err_code);
+        // It is no refusal of one of its messages: that one is told by its own answer.
+        if self.err_code == code::BATCH_INCOMPLETE {
+            said = format!("{said}; {WHY_UNANSWERED}");
+        }
         match self.advice() {
             Some(advice) => format!("nats-server has no room: {said}; {advice}"),
             None => said,
