@@ -294,7 +294,9 @@ impl Arbiter {
     /// it back if that cannot be seen now.
     async fn really_lost(&self, pending: Pending) -> Option<Pending> {
         let outcome = if pending.contested {
-            match find::find_in_time(&self.mender, &pending.commit, pending.told).await {
+            // What is in the way of a creation may be in another workflow: then this one has none.
+            let told = if pending.commit.creates() { 0 } else { pending.told };
+            match find::find_in_time(&self.mender, &pending.commit, told).await {
                 Ok(Found::Stored(sequence)) => Ok(sequence),
                 Ok(Found::Absent) => Err(pending.commit.lost()),
                 Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
