@@ -12,18 +12,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, warn};
 
 use super::mend::{Mender, State};
 use crate::storage::StorageError;
+use crate::storage::nats::read::reader::RUN_MESSAGES_MAX;
+use crate::storage::nats::read::stored::Stored;
 
 /// Batches before which is looked at most; the oldest are forgotten first.
 const WAITING_MAX: usize = 1_024;
 
-/// Messages before a batch that are looked at, until one is part of a change. Others are what servers
-/// write of themselves, and where these have gone there is nothing.
+/// Messages before a batch that are looked at one by one, until one is part of a change. Others are what
+/// servers write of themselves, and where these have gone there is nothing.
 const STEPS_MAX: usize = 16;
+
+/// Before that, where servers wrote of themselves alone for long, so many are looked at in runs.
+const BEFORE_MAX: u64 = 4_096;
+
+/// Time for these runs.
+const RUNS_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before it is looked at again where that was not possible.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -51,6 +59,15 @@ impl Preceding {
         self.added.notify_one();
     }
 
+    /// Takes the first such range out.
+    fn remove(&self, range: &RangeInclusive<u64>) {
+        let mut waiting = self.waiting();
+        let first = waiting.iter().position(|there| there == range);
+        if let Some(first) = first {
+            waiting.remove(first);
+        }
+    }
+
     /// Whether this sequence is in one of them.
     pub fn holds(&self, sequence: u64) -> bool {
         self.waiting().iter().any(|range| range.contains(&sequence))
@@ -64,14 +81,12 @@ impl Preceding {
                 continue;
             };
             match mend_last(&mender, range.clone()).await {
-                Ok(()) => {
-                    let mut waiting = self.waiting();
-                    if waiting.front() == Some(&range) {
-                        waiting.pop_front();
-                    }
-                }
+                Ok(()) => self.remove(&range),
                 Err(error) => {
                     debug!(%error, ?range, "what others wrote cannot be looked at yet");
+                    // It does not hold up the others.
+                    self.push(range.clone());
+                    self.remove(&range);
                     sleep(PAUSE).await;
                 }
             }
@@ -81,22 +96,64 @@ impl Preceding {
 
 /// Mends the last change in this range, if it is cut.
 async fn mend_last(mender: &Mender, range: RangeInclusive<u64>) -> Result<(), StorageError> {
-    for sequence in range.rev().take(STEPS_MAX) {
-        let Some(message) = mender.reader.at(sequence).await? else { continue };
-        match mender.mend_change_of(&message).await {
-            Ok(State::NoChange) => continue,
-            Ok(State::Whole) => {}
-            Ok(State::Mended) => {
-                let subject = message.subject;
-                warn!(subject, sequence, "the rest of this change was cut off; it is written now");
-            }
-            // Nothing is mended by guessing.
-            Err(error @ StorageError::Corrupt { .. }) => {
-                error!(sequence, %error, "whether this change is whole cannot be told");
-            }
-            Err(error) => return Err(error),
+    for sequence in range.clone().rev().take(STEPS_MAX) {
+        if let Some(message) = mender.reader.at(sequence).await?
+            && mend(mender, &message).await?
+        {
+            return Ok(());
         }
-        return Ok(());
+    }
+    let Some(end) = range.end().checked_sub(STEPS_MAX as u64) else { return Ok(()) };
+    let start = end.saturating_sub(BEFORE_MAX).max(*range.start());
+    for message in existing(mender, start..=end).await?.iter().rev() {
+        if mend(mender, message).await? {
+            return Ok(());
+        }
     }
     Ok(())
+}
+
+/// The messages that are still there of these, in their order. Of servers' records each newer one has
+/// removed the one before, so there are few.
+async fn existing(
+    mender: &Mender,
+    range: RangeInclusive<u64>,
+) -> Result<VecDeque<Stored>, StorageError> {
+    let until = Instant::now() + RUNS_WAIT_MAX;
+    let (mut next, mut there) = (*range.start(), VecDeque::new());
+    while next <= *range.end() {
+        let run = mender.reader.events(">", next, RUN_MESSAGES_MAX, until).await?;
+        let Some(last) = run.messages.last().map(|message| message.sequence) else { break };
+        for message in run.messages.into_iter().filter(|message| range.contains(&message.sequence))
+        {
+            // The last change is among the last messages.
+            if there.len() == STEPS_MAX {
+                there.pop_front();
+            }
+            there.push_back(message);
+        }
+        if !run.more {
+            break;
+        }
+        next = last + 1;
+    }
+    Ok(there)
+}
+
+/// Mends the change of a message, if it is cut. Whether it is part of one.
+async fn mend(mender: &Mender, message: &Stored) -> Result<bool, StorageError> {
+    let (subject, sequence) = (&message.subject, message.sequence);
+    match mender.mend_change_of(message).await {
+        Ok(State::NoChange) => return Ok(false),
+        Ok(State::Whole) => {}
+        Ok(State::Mended) => {
+            warn!(subject, sequence, "the rest of this change was cut off; it is written now");
+        }
+        // Nothing is mended by guessing.
+        Err(error @ StorageError::Corrupt { .. }) => {
+            error!(subject, sequence, %error, "whether this change is whole cannot be told");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(true)
 }
