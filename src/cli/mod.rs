@@ -158,7 +158,9 @@ async fn open(config: &Config) -> Result<Opened, BoxError> {
             match tokio::time::timeout(NATS_START_WAIT, storage.opened()).await {
                 Ok(opened) => opened?,
                 Err(_) => {
-                    tracing::warn!("starting without NATS; requests are refused until it is there")
+                    tracing::warn!(
+                        "starting before the store can be used; requests are refused until it can"
+                    )
                 }
             }
             let place = format!("NATS at {}", nats::shown_urls(&config.nats_urls));

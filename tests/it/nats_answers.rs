@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use circuit_breaker::NATSStorage;
 use circuit_breaker::domain::{Workflow, WorkflowEvent};
-use circuit_breaker::storage::{StorageError, StoredToken, WorkflowStorage};
+use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
+use circuit_breaker::{NATSStorage, NATSStorageConfig, NATSStorageOptions};
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::nats_bus::Bus;
+use crate::nats_bus::{Bus, STREAM, next, so_far};
 use crate::nats_life::{engine_config, permissions};
+use crate::nats_outage::signal;
 use crate::nats_server::{Cluster, configured};
 use crate::support::{fired, new_token, now, review_workflow, runtime};
 
@@ -103,7 +104,7 @@ async fn end(storage: &NATSStorage, told: &Told, movers: JoinSet<StoredToken>) {
     for stored in movers.join_all().await {
         let there = now_there(storage, &stored).await;
         assert_eq!(there.token.version, stored.token.version);
-        let limit = circuit_breaker::storage::PageLimit { rows: 100_000, bytes: 1 << 30 };
+        let limit = PageLimit { rows: 100_000, bytes: 1 << 30 };
         let moves = storage.token_moves(&there.token, None, limit).await.unwrap().items.len();
         assert_eq!(moves as u32 + 1, there.token.version);
     }
@@ -183,5 +184,88 @@ fn what_was_sent_and_whose_answer_may_not_be_heard_is_unknown() {
         }
         until_more_are_done(&told, 2 * MOVERS).await;
         end(&storage, &told, movers).await;
+    });
+}
+
+/// The leader stands still for a moment, and one that leads no more answers in its stead what it knows: here
+/// somebody else who hears the question, with what the token was before, or that there is none.
+#[test]
+fn a_read_that_shows_less_than_was_written_here_is_asked_again() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let storage = cluster.open(0).await;
+        let workflow = review_workflow("w");
+        let event = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+        storage.insert_workflow(workflow.definition().clone(), event).await.unwrap();
+        let any = Bus::connect(&cluster.nodes[0]).await;
+        let leader = any.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
+        let leads = (0..3).find(|n| leader == format!("n{n}")).unwrap();
+        storage.close().await;
+
+        // Where it does not lead, somebody else can be heard while it stands still.
+        let node = &cluster.nodes[(leads + 1) % 3];
+        let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
+        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
+        let storage = NATSStorage::with_options(config, options).await.unwrap();
+        let bus = Bus::connect(node).await;
+        let get = format!("$JS.API.STREAM.MSG.GET.{STREAM}");
+        for is_gone in [false, true] {
+            let draft = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+            let id = draft.token.id;
+            let question = json!({ "seq": draft.revision.0 });
+            let mut before = bus.ask(&format!("STREAM.MSG.GET.{STREAM}"), &question).await;
+            if is_gone {
+                let error =
+                    json!({ "code": 404, "err_code": 10_037, "description": "no message found" });
+                before = json!({ "error": error });
+            }
+            let moved =
+                storage.commit(draft.revision, fired(&workflow, &draft, "submit")).await.unwrap();
+            let mut heard = bus.subscribe(&get).await;
+            signal(&cluster.nodes[leads], "-STOP");
+            let client = bus.client.clone();
+            let lies = tokio::spawn(async move {
+                let question = next(&mut heard).await;
+                client.publish(question.reply.unwrap(), before.to_string().into()).await.unwrap();
+                // It is asked again.
+                drop(next(&mut heard).await);
+            });
+            let (read, lied) = tokio::join!(storage.load_token(id, None), async {
+                let lied = tokio::time::timeout(WAIT_MAX, lies).await;
+                signal(&cluster.nodes[leads], "-CONT");
+                lied
+            });
+            lied.expect("it was asked again").unwrap();
+            assert_eq!(read.unwrap().expect("it is there").token.version, moved.token.version);
+        }
+        storage.close().await;
+    });
+}
+
+/// Where the stream has one replica in a cluster, it may have had more until a moment ago, or get more.
+#[test]
+fn in_a_cluster_only_the_leader_is_asked() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let storage = NATSStorage::new(cluster.config(0)).await.unwrap();
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+        assert_eq!(bus.stream().await["config"]["num_replicas"], 1);
+        let mut heard = bus.subscribe("$JS.API.DIRECT.GET.>").await;
+        let workflow = review_workflow("w");
+        let event = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+        storage.insert_workflow(workflow.definition().clone(), event).await.unwrap();
+        let stored = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+        let stored = storage.commit(stored.revision, fired(&workflow, &stored, "submit")).await;
+        let limit = PageLimit { rows: 10, bytes: 1 << 20 };
+        let read = storage.load_token(stored.unwrap().token.id, None).await.unwrap().unwrap();
+        let listed = WorkflowStorage::list_tokens(&storage, &TokenScope::All, None, limit).await;
+        assert_eq!(listed.unwrap().items.len(), 1);
+        let moves = storage.token_moves(&read.token, None, limit).await.unwrap();
+        assert_eq!(moves.items.len(), 1);
+        let asked = so_far(&bus, &mut heard, "$JS.API.DIRECT.GET.marker").await;
+        // Whether the node is there is asked all the time.
+        let asked: Vec<_> = asked.iter().map(|it| String::from_utf8_lossy(&it.payload)).collect();
+        assert!(asked.iter().all(|question| question.contains("cb.store.identity")), "{asked:?}");
+        storage.close().await;
     });
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::nats_bus::{Bus, Raw, STREAM};
+use crate::nats_proxy::{Cut, Proxy};
 use crate::nats_server::NatsServer;
 use crate::support::{fired, move_request, new_token, now, review_workflow, runtime, workflow_id};
 
@@ -199,14 +200,29 @@ async fn move_on(storage: &NATSStorage, workflow: &Workflow, id: Uuid, transitio
     }
 }
 
+/// How another server goes on behind a change that was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GoesOn {
+    /// It writes something else.
+    Elsewhere,
+    /// It moves what was cut.
+    There,
+    /// It writes something else, and does not hear that this is stored; then it moves what was cut.
+    Unheard,
+}
+
 /// The sender dies with its change cut, such as by a limit, and nats-server goes on, so nobody has a reason
-/// to look at the end of the stream. Another server writes something else, or moves what was cut.
+/// to look at the end of the stream.
 async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
     let Scene { before, was, messages, will_be, .. } = scene;
     let (workflow, w) = (review_workflow("w"), workflow_id("w"));
-    for (cut, same) in (1..=messages.len()).flat_map(|cut| [(cut, false), (cut, true)]) {
+    let ways = [GoesOn::Elsewhere, GoesOn::There, GoesOn::Unheard];
+    for (cut, how) in (1..=messages.len()).flat_map(|cut| ways.map(|how| (cut, how))) {
         let nats = NatsServer::on_copy_of(before);
-        let (storage, bus) = (nats.open().await, Bus::connect(&nats).await);
+        let (proxy, bus) = (Proxy::before(nats.port), Bus::connect(&nats).await);
+        let config =
+            circuit_breaker::NATSStorageConfig { nats_urls: vec![proxy.url()], ..nats.config() };
+        let storage = NATSStorage::new(config).await.unwrap();
         let other = new_token(&workflow, json!({ "other": 1 }));
         let other = storage.insert_token(other).await.unwrap().token.id;
         publish_shifted(&bus, &messages[..cut]).await;
@@ -218,9 +234,17 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
         expected.tokens.insert(other, (1, "draft".to_owned()));
         let mut wanted: Vec<EventKey> = expected.events.keys().cloned().collect();
         wanted.push((w.clone(), Some(other), Some(1), false));
+        if how == GoesOn::Unheard {
+            proxy.cut(Cut::InPlaceOfAnswer);
+            move_on(&storage, &workflow, other, "edit").await;
+            assert_eq!(proxy.cuts(), 1);
+            expected.tokens.insert(other, (2, "draft".to_owned()));
+            wanted.push((w.clone(), Some(other), Some(2), false));
+        }
         let mut moving: Vec<_> = expected.tokens.keys().copied().collect();
         moving.retain(|id| {
-            same && *id != other
+            how != GoesOn::Elsewhere
+                && *id != other
                 && expected.tokens[id] != was.tokens.get(id).cloned().unwrap_or_default()
         });
         moving.retain(|id| expected.tokens[id].1 != "done");
@@ -238,10 +262,10 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
         wanted.sort_unstable();
         until_there_are(&storage, expected.tokens.len(), wanted.len()).await;
         let there = contents(&storage).await;
-        assert_eq!(there.tokens, expected.tokens, "cut after {cut}, {same}");
+        assert_eq!(there.tokens, expected.tokens, "cut after {cut}, {how:?}");
         let mut told: Vec<_> = there.events.keys().cloned().collect();
         told.sort_unstable();
-        assert_eq!(told, wanted, "cut after {cut}, {same}");
+        assert_eq!(told, wanted, "cut after {cut}, {how:?}");
         storage.close().await;
     }
 }

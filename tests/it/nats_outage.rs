@@ -149,7 +149,7 @@ fn with_nats_gone_every_request_says_so_and_work_goes_on_once_it_is_back() {
     assert!(log.contains("the connection is back"), "{log}");
 }
 
-fn signal(nats: &NatsServer, name: &str) {
+pub fn signal(nats: &NatsServer, name: &str) {
     let status = Command::new("kill").args([name, &nats.pid().to_string()]).status().unwrap();
     assert!(status.success());
 }

@@ -18,6 +18,7 @@ use crate::storage::nats::upkeep::supervisor::{Looks, Standing, Supervisor};
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
+use crate::storage::nats::write::arbiter::Arbiter;
 use crate::storage::nats::write::committer::Committer;
 use crate::storage::nats::write::doubts::Doubts;
 use crate::storage::nats::write::end_of_stream::{EndOfStream, Signals};
@@ -99,9 +100,10 @@ pub fn assemble(link: Link, config: &NATSStorageConfig, options: NATSStorageOpti
     let (mender, preceding) =
         (Arc::new(parts.clone().mender(config)), Arc::new(Preceding::default()));
     let end = EndOfStream::new(signals, Arc::clone(&preceding));
-    let looked_at = preceding.run(Arc::clone(&mender));
+    let looked_at = Arc::clone(&preceding).run(Arc::clone(&mender));
+    let arbiter = Arbiter { mender, preceding };
     let committer =
-        Committer::new(mender, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, end);
+        Committer::new(arbiter, Arc::clone(&retention), Arc::clone(&life), waiting, doubts, end);
     let cleaner = Cleaner {
         link: Arc::clone(&link),
         reader: Arc::clone(&reader),

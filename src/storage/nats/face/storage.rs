@@ -120,8 +120,9 @@ impl NATSStorage {
     }
 
     async fn write_token(&self, commit: Commit, token: Token) -> Result<StoredToken, StorageError> {
+        let begun = self.parts.reader.epoch.now();
         let stored = stored(token, self.write(commit).await?);
-        self.parts.reader.known.keep(stored.revision.0, &stored.token);
+        self.parts.reader.known.keep(stored.revision.0, &stored.token, begun);
         Ok(stored)
     }
 

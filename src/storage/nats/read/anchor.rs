@@ -168,6 +168,19 @@ impl Anchor {
         }
     }
 
+    /// A refusal has named it as what stands there: it is one that was tried, and of which no answer has
+    /// said that it is stored. Whether that is so; then the next one goes on from it.
+    pub fn named(&mut self, found: Found) -> bool {
+        let is_later = self.last.is_some_and(|last| {
+            last.sequence < found.sequence
+                && (last.acknowledged + 1..=last.highest).contains(&found.write)
+        });
+        if is_later {
+            self.found(found);
+        }
+        is_later
+    }
+
     /// The store is another one.
     pub fn forget(&mut self) {
         (self.last, self.witness) = (None, None);
@@ -248,6 +261,29 @@ mod tests {
         anchor.forget();
         assert_eq!(expected(&anchor.next()), None);
         assert_eq!(Anchor::read(b"{}", 3), Found { write: 0, sequence: 3 });
+    }
+
+    #[test]
+    fn what_a_refusal_names_is_gone_on_from_if_it_was_tried() {
+        let mut anchor = Anchor::new();
+        let first = anchor.next();
+        assert!(!anchor.named(Found { write: 1, sequence: 7 }), "nothing is known yet");
+        anchor.done(&first, 7);
+        for _ in 0..2 {
+            let refused = anchor.next();
+            anchor.refused(&refused);
+        }
+        let named = |write, sequence| anchor.clone().named(Found { write, sequence });
+        assert!(named(2, 9) && named(3, 9));
+        assert!(!named(1, 9) && !named(0, 9), "a store that went back in time");
+        assert!(!named(4, 9), "nobody has written that");
+        assert!(!named(2, 7) && !named(2, 5), "it does not stand where an older one is");
+        assert!(anchor.named(Found { write: 2, sequence: 9 }));
+        assert!(!anchor.named(Found { write: 2, sequence: 9 }), "it is known");
+        let next = anchor.next();
+        assert_eq!(expected(&next), Some("9"));
+        anchor.refused(&next);
+        assert_eq!(anchor.last().unwrap().acknowledged, 2);
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! What earlier lists have shown of a filter: it only says how the next list begins.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use super::epoch::Epoch;
+
 /// Subjects in the whole stream up to which `multi_last` is tried without a sample: what it costs
 /// to be refused stays below some milliseconds.
 const SMALL_STREAM: u64 = 20_000;
 
-/// How long it is remembered that there are many.
+/// How long it is remembered that there are many, or few.
 const MANY_FOR: Duration = Duration::from_secs(60);
 
 /// Filters that something is remembered of.
@@ -19,13 +21,15 @@ const HINTS_MAX: usize = 10_000;
 /// What is known of filters. It only says how to begin.
 pub struct Hints {
     filters: Cache<String, Hint>,
+    epoch: Arc<Epoch>,
     subjects: Mutex<u64>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Hint {
-    /// When many subjects matched.
+    /// When many subjects matched, or few.
     many_at: Option<Instant>,
+    few_at: Option<Instant>,
     /// No message before this one matches, now or ever: what arrives later has a higher sequence.
     pub floor: u64,
     /// Messages from one match to the next, as the last list of it has found.
@@ -44,11 +48,16 @@ impl Hint {
     pub fn says_many(&self) -> bool {
         self.many_at.is_some_and(|at| at.elapsed() < MANY_FOR)
     }
+
+    /// The same where few did.
+    pub fn says_few(&self) -> bool {
+        self.few_at.is_some_and(|at| at.elapsed() < MANY_FOR)
+    }
 }
 
 impl Hints {
-    pub fn new() -> Self {
-        Self { filters: Cache::new(HINTS_MAX), subjects: Mutex::new(0) }
+    pub fn new(epoch: Arc<Epoch>) -> Self {
+        Self { filters: Cache::new(HINTS_MAX), epoch, subjects: Mutex::new(0) }
     }
 
     /// Forgets everything.
@@ -66,21 +75,29 @@ impl Hints {
     }
 
     pub fn of(&self, filter: &str) -> Hint {
-        self.filters.get(filter).unwrap_or(Hint { many_at: None, floor: 0, distance: None })
+        self.filters.get(filter).unwrap_or_default()
     }
 
-    pub fn many(&self, filter: &str) {
-        let hint = Hint { many_at: Some(Instant::now()), ..self.of(filter) };
-        self.filters.insert(filter.to_owned(), hint);
+    /// Notes that many subjects match, as has been seen since `begun`.
+    pub fn many(&self, filter: &str, begun: u64) {
+        let hint = Hint { many_at: Some(Instant::now()), few_at: None, ..self.of(filter) };
+        self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
     }
 
-    /// Notes what a search has shown.
-    pub fn learn(&self, filter: &str, learned: Learned) {
+    /// Notes that few do.
+    pub fn few(&self, filter: &str, begun: u64) {
+        let hint = Hint { few_at: Some(Instant::now()), many_at: None, ..self.of(filter) };
+        self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
+    }
+
+    /// Notes what a search has shown that has begun then.
+    pub fn learn(&self, filter: &str, learned: Learned, begun: u64) {
         let hint = self.of(filter);
         let distance = learned.distance.or(hint.distance);
         let floor = learned.floor.map_or(hint.floor, |floor| floor.max(hint.floor));
         if (distance, floor) != (hint.distance, hint.floor) {
-            self.filters.insert(filter.to_owned(), Hint { distance, floor, ..hint });
+            let hint = Hint { distance, floor, ..hint };
+            self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
         }
     }
 }

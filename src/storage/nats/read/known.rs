@@ -18,6 +18,7 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::epoch::Epoch;
 use super::stored::Stored;
 use crate::domain::Token;
 
@@ -173,6 +174,7 @@ impl Generations {
 
 /// What is known of many tokens.
 pub struct KnownTokens {
+    epoch: Arc<Epoch>,
     known: Mutex<Generations>,
     /// Which of them are kept, use decides.
     kept: Cache<Uuid, Kept, Bytes>,
@@ -216,10 +218,10 @@ impl Guesses {
 }
 
 impl KnownTokens {
-    pub fn new() -> Self {
+    pub fn new(epoch: Arc<Epoch>) -> Self {
         let items = usize::try_from(KEPT_BYTES_MAX / 4_096).unwrap_or(1);
         let kept = Cache::with_weighter(items, KEPT_BYTES_MAX, Bytes);
-        Self { known: Mutex::default(), kept, guesses: Mutex::default() }
+        Self { epoch, known: Mutex::default(), kept, guesses: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, Generations> {
@@ -236,19 +238,22 @@ impl KnownTokens {
         self.kept.clear();
     }
 
-    /// Notes what was read or written, unless something newer is known.
-    pub fn record(&self, token: Uuid, known: Known) {
+    /// Notes what was read or written since `begun`, unless something newer is known.
+    pub fn record(&self, token: Uuid, known: Known, begun: u64) {
         let mut all = self.known();
-        if all.get(token).is_none_or(|there| there.state <= known.state) {
+        // Whoever ends an epoch waits here before he forgets.
+        if self.epoch.now() == begun
+            && all.get(token).is_none_or(|there| there.state <= known.state)
+        {
             all.insert(token, known);
         }
     }
 
-    /// Keeps a token that was just written, in the message `state`.
-    pub fn keep(&self, state: u64, token: &Arc<Token>) {
+    /// Keeps a token that was written since `begun`, in the message `state`.
+    pub fn keep(&self, state: u64, token: &Arc<Token>, begun: u64) {
         if self.kept.get(&token.id).is_none_or(|kept| kept.state < state) {
             let kept = Kept { token: Arc::clone(token), state, memory: token.memory() };
-            self.kept.insert(token.id, kept);
+            self.epoch.insert(begun, &self.kept, token.id, kept);
         }
     }
 
@@ -268,6 +273,20 @@ impl KnownTokens {
             self.kept.remove(&token);
             self.guesses().refuse(Instant::now());
         }
+    }
+
+    /// Forgets a token that is not there any more.
+    pub fn gone(&self, token: Uuid) {
+        let mut all = self.known();
+        all.newer.remove(&token);
+        all.older.remove(&token);
+        drop(all);
+        self.kept.remove(&token);
+    }
+
+    /// The sequence of a token's message as it was read or written here last.
+    pub fn state(&self, token: Uuid) -> Option<u64> {
+        self.known().get(token).map(|known| known.state)
     }
 
     /// The ids of the newest events of a token whose message is `state`, and what a commit of it must
@@ -323,11 +342,12 @@ mod tests {
 
     #[test]
     fn older_news_replaces_nothing() {
-        let tokens = KnownTokens::new();
+        let tokens = KnownTokens::new(Arc::default());
         let (id, now) = (Uuid::from_u128(1), Instant::now());
         let known = |state| Known { state, events: vec![], departure: None };
-        tokens.record(id, known(8));
-        tokens.record(id, known(5));
+        tokens.record(id, known(8), 0);
+        tokens.record(id, known(5), 0);
+        tokens.record(id, known(9), 1);
         assert_eq!(tokens.expected(id, 8, now), Some((vec![], 8)));
         assert_eq!(tokens.expected(id, 5, now), None);
         assert_eq!(tokens.expected(Uuid::from_u128(2), 8, now), None);

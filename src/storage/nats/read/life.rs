@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::time::timeout;
 
-use super::anchor::Anchor;
+use super::anchor::{self, Anchor};
 use super::reader::Reader;
 use super::workflow_index::WorkflowIndex;
+
+/// How long a record that was named waits for whoever compares it.
+const NAMED_WAIT: Duration = Duration::from_secs(1);
 
 /// What belongs to one life of the store: once that has ended, all of it is dropped.
 pub struct Life {
@@ -35,6 +40,15 @@ impl Life {
     /// This server's own record; who writes or compares it holds it until that is done.
     pub async fn anchor(&self) -> MutexGuard<'_, Anchor> {
         self.anchor.lock().await
+    }
+
+    /// A refusal has named this server's own record, where another one was expected. If it is one that
+    /// nats-server was said to have refused, and has taken, the next batch goes on from there: whether
+    /// that is so. In any case whoever looks says which store this is.
+    pub async fn goes_on_from(&self, named: anchor::Found) -> bool {
+        self.want_look();
+        let held = timeout(NAMED_WAIT, self.anchor()).await;
+        held.is_ok_and(|mut anchor| anchor.named(named))
     }
 
     /// Drops everything that is remembered.

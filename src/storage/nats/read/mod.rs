@@ -2,6 +2,7 @@
 
 pub mod anchor;
 pub mod chain;
+pub mod epoch;
 pub mod hints;
 pub mod identity;
 pub mod known;

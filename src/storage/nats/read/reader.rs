@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::epoch::Epoch;
 use super::hints::Hints;
 use super::known::KnownTokens;
 use super::stored::Stored;
@@ -57,13 +58,16 @@ const NOBODY_PAUSE: Duration = Duration::from_millis(100);
 /// Reads from the stream such that no answer is older than an earlier answer or acknowledgement.
 ///
 /// A direct get is answered by any copy of the stream: each of its replicas, wherever the request
-/// came in, and also each stream that mirrors it, which applies no rollup. So direct gets are asked
-/// only where there is one copy; else the leader is asked through the API. An answer that comes
-/// from another stream, or says that there is nothing, is asked again there.
+/// came in, also one that was a replica until a moment ago, and each stream that mirrors it, which applies
+/// no rollup. So direct gets are asked only where there is one copy, outside a cluster; else the leader is
+/// asked through the API. An answer that comes from another stream, or says that there is nothing, is
+/// asked again there.
 pub struct Reader {
     pub link: Arc<Link>,
     pub hints: Hints,
     pub known: KnownTokens,
+    /// Which life of the store is read.
+    pub epoch: Arc<Epoch>,
     attempts: usize,
     singles: Semaphore,
     runs: Semaphore,
@@ -79,7 +83,8 @@ pub struct Reader {
 /// What copies of the stream there are.
 #[derive(Debug, Clone, Default)]
 struct Copies {
-    replicas: u64,
+    /// Whether several nats-servers may hold it.
+    several: bool,
     /// A stream that mirrors it and answers its direct gets.
     mirror: Option<String>,
 }
@@ -102,10 +107,23 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (hints, known, copies) = (Hints::new(), KnownTokens::new(), Mutex::default());
+        let (epoch, copies) = (Arc::<Epoch>::default(), Mutex::default());
+        let (hints, known) = (Hints::new(Arc::clone(&epoch)), KnownTokens::new(Arc::clone(&epoch)));
         let [singles, runs] = [SINGLES_PARTS, RUNS_MAX].map(Semaphore::new);
         let decoders = [DECODED_AT_ONCE; 2].map(Semaphore::new);
-        Self { link, hints, known, attempts, singles, runs, decoders, copies, last, acknowledged }
+        Self {
+            link,
+            hints,
+            known,
+            epoch,
+            attempts,
+            singles,
+            runs,
+            decoders,
+            copies,
+            last,
+            acknowledged,
+        }
     }
 
     fn copies(&self) -> MutexGuard<'_, Copies> {
@@ -114,6 +132,7 @@ impl Reader {
 
     /// Forgets what was known of the stream: it is another one.
     pub fn forget(&self) {
+        self.epoch.end();
         self.hints.forget();
         self.known.forget();
         self.last.store(0, Ordering::Release);
@@ -122,9 +141,14 @@ impl Reader {
 
     /// Notes how the stream is now.
     pub fn set_stream(&self, state: &StreamState) {
-        self.copies().replicas = state.replicas;
+        self.set_copies(state);
         self.hints.set_subjects(state.subjects);
         self.last.fetch_max(state.last_sequence, Ordering::AcqRel);
+    }
+
+    /// Notes whether there may be several copies of it.
+    pub fn set_copies(&self, state: &StreamState) {
+        self.copies().several = state.clustered || state.replicas > 1;
     }
 
     /// Notes the stream that mirrors ours, if there is one.
@@ -140,12 +164,12 @@ impl Reader {
     /// Whether a direct get is answered by the stream's only copy.
     pub fn is_only_copy(&self) -> bool {
         let copies = self.copies();
-        copies.replicas <= 1 && copies.mirror.is_none()
+        !copies.several && copies.mirror.is_none()
     }
 
-    /// Whether several nats-servers hold the stream.
-    pub fn has_replicas(&self) -> bool {
-        self.copies().replicas > 1
+    /// Whether several nats-servers may hold the stream.
+    pub fn has_copies(&self) -> bool {
+        self.copies().several
     }
 
     /// The highest sequence that is known of.

@@ -56,16 +56,18 @@ async fn run(
     if !reader.is_only_copy() {
         return reader.leader_run(filter, start, limit, deadline).await;
     }
-    let hint = reader.hints.of(filter);
-    let known_many = hint.says_many();
-    let many = known_many || (!reader.hints.is_small() && sample_has_many(reader, filter).await?);
-    if !many {
-        if let Some(run) = few(reader, filter, start, limit).await? {
-            return Ok(run);
+    let (hint, begun) = (reader.hints.of(filter), reader.epoch.now());
+    // A sample costs more than the list of a place that has few, so it is not repeated.
+    let is_known = hint.says_few() || reader.hints.is_small();
+    let many = hint.says_many() || (!is_known && sample_has_many(reader, filter).await?);
+    if !many && let Some(run) = few(reader, filter, start, limit).await? {
+        if !is_known {
+            reader.hints.few(filter, begun);
         }
-        reader.hints.many(filter);
-    } else if !hint.says_many() {
-        reader.hints.many(filter);
+        return Ok(run);
+    }
+    if !hint.says_many() {
+        reader.hints.many(filter, begun);
     }
     search(reader, filter, start, limit, deadline).await
 }
@@ -111,6 +113,7 @@ async fn search(
     limit: usize,
     deadline: Instant,
 ) -> Result<Run, StorageError> {
+    let begun = reader.epoch.now();
     let mut search = Search::new(filter, start, limit, &reader.hints.of(filter));
     loop {
         let step = search.next_step();
@@ -124,7 +127,7 @@ async fn search(
             }
             Step::Stretch { from, count } => search.on_stretch(reader.from(from, count).await?),
             Step::Done => {
-                reader.hints.learn(filter, search.learned());
+                reader.hints.learn(filter, search.learned(), begun);
                 return Ok(search.into_run());
             }
         }

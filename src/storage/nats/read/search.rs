@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn hint(distance: Option<u64>, floor: u64) -> Hint {
-        let mut hint = Hints::new().of(FILTER);
+        let mut hint = Hints::new(Default::default()).of(FILTER);
         (hint.distance, hint.floor) = (distance, floor);
         hint
     }

@@ -4,7 +4,9 @@
 //! departure that names the new place and lives for about a second. For that second the departure is
 //! the token's newest message, so who meets it looks once more, in the place that it names.
 
-use tokio::time::Instant;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::known::{Departure, Known, Standing};
@@ -17,6 +19,10 @@ use crate::storage::nats::wire::names;
 
 /// How often a search begins anew where the token moves on under it.
 const ROUNDS_MAX: usize = 16;
+
+/// How long a read is doubted that shows less than was seen here before. A departure lives for a second.
+const DOUBT_MAX: Duration = Duration::from_millis(1_500);
+const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A search for one token: what to ask next, as long as it has no end.
 pub struct Search<'a> {
@@ -102,21 +108,7 @@ pub async fn find(
     workflow: &WorkflowId,
     token: Uuid,
 ) -> Result<Option<Standing>, StorageError> {
-    let mut search = Search::new(workflow, token);
-    loop {
-        let found = reader.last(&search.next()).await?;
-        match search.on(found) {
-            None => {}
-            Some(End::Found(standing)) => {
-                reader.known.record(token, Known::read(&standing, Instant::now()));
-                return Ok(Some(*standing));
-            }
-            Some(End::Nothing) => return Ok(None),
-            Some(End::Restless) => {
-                return Err(unavailable(format!("token {token} moves on faster than it is read")));
-            }
-        }
-    }
+    sure(reader, token, || search(reader, workflow, token)).await
 }
 
 /// Finds a token by its id alone: in the workflow that the id names, or in the one that its pointer
@@ -127,17 +119,93 @@ pub async fn find_anywhere(
     index: &WorkflowIndex,
     token: Uuid,
 ) -> Result<Option<Standing>, StorageError> {
+    sure(reader, token, || search_anywhere(reader, index, token)).await
+}
+
+/// What a search has found.
+#[derive(Default)]
+struct Outcome {
+    standing: Option<Standing>,
+    /// It found nothing where a departure leads.
+    led_nowhere: bool,
+}
+
+async fn search(
+    reader: &Reader,
+    workflow: &WorkflowId,
+    token: Uuid,
+) -> Result<Outcome, StorageError> {
+    let mut search = Search::new(workflow, token);
+    loop {
+        let found = reader.last(&search.next()).await?;
+        match search.on(found) {
+            None => {}
+            Some(End::Found(standing)) => {
+                return Ok(Outcome { standing: Some(*standing), led_nowhere: false });
+            }
+            Some(End::Nothing) => {
+                let led_nowhere = search.led_nowhere.is_some();
+                return Ok(Outcome { standing: None, led_nowhere });
+            }
+            Some(End::Restless) => {
+                return Err(unavailable(format!("token {token} moves on faster than it is read")));
+            }
+        }
+    }
+}
+
+async fn search_anywhere(
+    reader: &Reader,
+    index: &WorkflowIndex,
+    token: Uuid,
+) -> Result<Outcome, StorageError> {
     let first = index.first_of(reader, token).await?;
-    if let Some(first) = &first
-        && let Some(found) = find(reader, first, token).await?
-    {
-        return Ok(Some(found));
+    let mut found = Outcome::default();
+    if let Some(first) = &first {
+        found = search(reader, first, token).await?;
+        if found.standing.is_some() {
+            return Ok(found);
+        }
     }
     match workflow_index::pointer_of(reader, token).await? {
         Some(pointer) if Some(&pointer.workflow) != first.as_ref() => {
-            find(reader, &pointer.workflow, token).await
+            search(reader, &pointer.workflow, token).await
         }
-        Some(_) | None => Ok(None),
+        Some(_) | None => Ok(found),
+    }
+}
+
+/// Searches again where the outcome shows less than was seen here before. Several copies have a leader
+/// each for a moment, after a partition, or while one is removed.
+async fn sure<F: Future<Output = Result<Outcome, StorageError>>>(
+    reader: &Reader,
+    token: Uuid,
+    search: impl Fn() -> F,
+) -> Result<Option<Standing>, StorageError> {
+    let (begun, mut doubted) = (reader.epoch.now(), None);
+    loop {
+        let Outcome { standing, led_nowhere } = search().await?;
+        let known = if reader.has_copies() { reader.known.state(token) } else { None };
+        let is_doubtful = match &standing {
+            Some(standing) => known.is_some_and(|known| standing.state.sequence < known),
+            None => reader.has_copies() && (known.is_some() || led_nowhere),
+        };
+        if !is_doubtful || reader.epoch.now() != begun {
+            if let Some(standing) = &standing {
+                reader.known.record(token, Known::read(standing, Instant::now()), begun);
+            }
+            return Ok(standing);
+        }
+        if doubted.get_or_insert_with(Instant::now).elapsed() < DOUBT_MAX {
+            sleep(DOUBT_PAUSE).await;
+            continue;
+        }
+        if standing.is_some() {
+            return Err(unavailable("a nats-server that leads no more has answered"));
+        }
+        // It has aged, or was removed.
+        reader.known.gone(token);
+        return Ok(None);
     }
 }
 

@@ -11,6 +11,7 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::epoch::Epoch;
 use super::reader::Reader;
 use crate::domain::{WorkflowId, workflow_hash};
 use crate::storage::StorageError;
@@ -28,6 +29,7 @@ const LISTED_FOR: Duration = Duration::from_secs(1);
 /// What is known of workflows. A definition never goes, nor does the pointer of its hash, so what is
 /// known stays true for as long as the store lives.
 pub struct WorkflowIndex {
+    epoch: Epoch,
     firsts: Cache<u32, WorkflowId>,
     listed: Mutex<Listed>,
 }
@@ -49,7 +51,7 @@ pub struct Pointer {
 
 impl WorkflowIndex {
     pub fn new() -> Self {
-        Self { firsts: Cache::new(FIRSTS_MAX), listed: Mutex::default() }
+        Self { epoch: Epoch::default(), firsts: Cache::new(FIRSTS_MAX), listed: Mutex::default() }
     }
 
     fn listed(&self) -> MutexGuard<'_, Listed> {
@@ -58,8 +60,11 @@ impl WorkflowIndex {
 
     /// Forgets everything.
     pub fn forget(&self) {
+        self.epoch.end();
         self.firsts.clear();
-        self.listed().all = None;
+        let mut listed = self.listed();
+        // Also for one that is listed at this moment.
+        (listed.all, listed.answered) = (None, listed.answered + 1);
     }
 
     /// The first workflow that was created with a hash, if there is one.
@@ -71,11 +76,12 @@ impl WorkflowIndex {
         if let Some(first) = self.firsts.get(&hash) {
             return Ok(Some(first));
         }
+        let begun = self.epoch.now();
         // That there is none is not kept: another server may create one at any time.
         let first = read_pointer(reader, &names::hash_pointer(hash)).await?;
         let first = first.map(|pointer| pointer.workflow);
         if let Some(first) = &first {
-            self.firsts.insert(hash, first.clone());
+            self.epoch.insert(begun, &self.firsts, hash, first.clone());
         }
         Ok(first)
     }

@@ -127,11 +127,10 @@ impl Cleaner {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("it took too long".to_owned()),
         };
-        if let Some(reason) = &wrong {
+        let (worked, reason) = (wrong.is_none(), wrong.clone());
+        if self.notices.set_unscanned(wrong) {
             warn!(reason, "what a crash may have brought back cannot be looked for");
         }
-        let worked = wrong.is_none();
-        self.notices.set_unscanned(wrong);
         worked
     }
 }

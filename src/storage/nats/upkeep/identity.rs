@@ -27,7 +27,7 @@ use crate::storage::nats::wire::names::{IDENTITY, header};
 /// How often it is tried to write the identity, where other servers do so, too.
 const ROUNDS_MAX: usize = 8;
 
-/// How often a store with replicas is looked at again before it counts as another life, and the pause
+/// How often a store in a cluster is looked at again before it counts as another life, and the pause
 /// before that.
 const DOUBTS: usize = 3;
 const DOUBT_PAUSE: Duration = Duration::from_millis(400);
@@ -149,7 +149,7 @@ impl Keeper {
         let mut found = find(reader, &anchor, state, acknowledged).await?;
         let mut verdict = judge(&remembered, &found, SystemTime::now());
         for _ in 0..DOUBTS {
-            if state.replicas <= 1 || !matches!(verdict, Verdict::Another(_)) {
+            if !state.clustered || !matches!(verdict, Verdict::Another(_)) {
                 break;
             }
             // A leader that was cut off, or has just been elected, may show an older state for a moment.

@@ -47,9 +47,12 @@ impl Notices {
         self.told().unlooked = reason;
     }
 
-    /// Notes why the stream could not be scanned last, or that it could.
-    pub fn set_unscanned(&self, reason: Option<String>) {
-        self.told().unscanned = reason;
+    /// Notes why the stream could not be scanned last, or that it could. Whether it is news that it could not.
+    pub fn set_unscanned(&self, reason: Option<String>) -> bool {
+        let mut told = self.told();
+        let is_new = reason.is_some() && told.unscanned.is_none();
+        told.unscanned = reason;
+        is_new
     }
 
     /// Why the stream could not be looked at last; nothing is written before that.

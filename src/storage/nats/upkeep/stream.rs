@@ -1,7 +1,10 @@
 //! The stream: made if it is not there, checked if it is, never deleted.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::settings::{Differences, compare, keep_limits, wanted};
@@ -152,6 +155,10 @@ fn losses(found: &Value, changes: &[(String, Value)]) -> Vec<String> {
     lost
 }
 
+/// How often it is asked again where nobody answers for JetStream, and the pause before that.
+const RELOADS: usize = 3;
+const RELOAD_PAUSE: Duration = Duration::from_millis(150);
+
 /// A sequence that no stream reaches.
 const NEVER: u64 = 1 << 52;
 
@@ -187,7 +194,16 @@ async fn check_server(link: &Link) -> Result<(), OpenError> {
             server.version
         )));
     }
-    match ask(link, "INFO", &Value::Null).await {
+    let mut answer = ask(link, "INFO", &Value::Null).await;
+    for _ in 0..RELOADS {
+        if !matches!(answer, Err(ApiError::Link(LinkError::NoResponders(_)))) {
+            break;
+        }
+        // While nats-server takes a changed configuration over, nobody answers for some milliseconds.
+        sleep(RELOAD_PAUSE).await;
+        answer = ask(link, "INFO", &Value::Null).await;
+    }
+    match answer {
         Ok(_) => Ok(()),
         Err(ApiError::Link(LinkError::NoResponders(_))) => {
             let (name, urls) = (&server.server_name, link.urls());

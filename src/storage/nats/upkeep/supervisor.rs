@@ -98,6 +98,16 @@ struct Memory {
     was_connected: bool,
     retry: Duration,
     told_at: Option<Instant>,
+    /// When it was told last that the connection broke, and whether it is to be told that it is back.
+    broke_at: Option<Instant>,
+    tells_back: bool,
+}
+
+impl Memory {
+    fn new(keeper: Keeper) -> Self {
+        let (was_connected, retry, told_at) = (true, RETRY_PAUSE, None);
+        Self { keeper, was_connected, retry, told_at, broke_at: None, tells_back: false }
+    }
 }
 
 impl Supervisor {
@@ -110,7 +120,7 @@ impl Supervisor {
         if !self.open(&mut keeper).await {
             return;
         }
-        let mut memory = Memory { keeper, was_connected: true, retry: RETRY_PAUSE, told_at: None };
+        let mut memory = Memory::new(keeper);
         let (mut disturbed, mut connection) = (self.link.disturbed(), self.link.changes());
         loop {
             disturbed.mark_unchanged();
@@ -142,10 +152,21 @@ impl Supervisor {
         self.meter.set_connected(connected);
         let period = self.options.health_check_interval;
         match (memory.was_connected, connected) {
-            (true, false) => warn!(servers = self.link.urls(), "the connection broke"),
-            (false, true) => info!(servers = self.link.urls(), "the connection is back"),
+            // One that breaks again and again is told of once in that time, also by the lines below.
+            (true, false) if memory.broke_at.is_some_and(|at| at.elapsed() < period) => {}
+            (true, false) => {
+                warn!(servers = self.link.urls(), "the connection broke");
+                (memory.broke_at, memory.tells_back) = (Some(Instant::now()), true);
+            }
+            (false, true) if std::mem::take(&mut memory.tells_back) => {
+                info!(servers = self.link.urls(), "the connection is back");
+            }
+            (false, true) => {}
             (false, false) if memory.told_at.is_some_and(|at| at.elapsed() < period) => {}
-            (false, false) => warn!(servers = self.link.urls(), "no connection yet"),
+            (false, false) => {
+                warn!(servers = self.link.urls(), "no connection yet");
+                memory.tells_back = true;
+            }
             (true, true) => {}
         }
         if !connected && memory.told_at.is_none_or(|at| at.elapsed() >= period) {
@@ -217,6 +238,7 @@ impl Supervisor {
             return Err(OpenError::Refused(wrong));
         }
         stream::probe(&self.link).await?;
+        self.reader.set_copies(&state);
         self.look_at_life(memory, &state, acknowledged).await?;
         self.reader.set_stream(&state);
         self.retention.counted(&state);
@@ -331,6 +353,7 @@ impl From<StorageError> for OpenError {
     fn from(error: StorageError) -> Self {
         match error {
             StorageError::Corrupt { .. } => OpenError::Refused(error.to_string()),
+            StorageError::Unavailable { reason } => OpenError::NotNow(reason),
             _ => OpenError::NotNow(error.to_string()),
         }
     }

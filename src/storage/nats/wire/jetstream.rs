@@ -20,6 +20,11 @@ const LONG_ANSWER_WAIT: Duration = Duration::from_secs(8);
 /// does not say why. After a write that its disk refused it answers reads alone, until it is restarted.
 pub const WHY_UNANSWERED: &str = "if that lasts, its disk is full or fails, or too few of its nodes are there: its log tells which; make room and restart it";
 
+/// From how many writes on a replica that is behind counts as faulty, and after how long a silence, which
+/// nats-server itself notices after 10 s (2.15.1).
+const LAG_MAX: u64 = 256;
+const SILENT_MAX: Duration = Duration::from_secs(3);
+
 /// Error codes of nats-server (`server/errors.json` there).
 pub mod code {
     pub const ACCOUNT_LIMIT: u64 = 10_002;
@@ -205,6 +210,9 @@ pub struct StreamState {
     pub messages_max: Option<u64>,
     pub bytes_max: Option<u64>,
     pub replicas: u64,
+    /// Whether the nats-server that holds it is part of a cluster: then others may hold it, too, or have
+    /// held it until a moment ago.
+    pub clustered: bool,
     pub leader: Option<String>,
     /// Since when it leads.
     pub leader_since: String,
@@ -233,6 +241,7 @@ impl StreamState {
             messages_max: limit(&config["max_msgs"]),
             bytes_max: limit(&config["max_bytes"]),
             replicas: number(&config["num_replicas"]).max(1),
+            clustered: info["cluster"]["name"].as_str().is_some_and(|name| !name.is_empty()),
             leader: info["cluster"]["leader"].as_str().map(str::to_owned),
             leader_since: info["cluster"]["leader_since"].as_str().unwrap_or_default().to_owned(),
             peers: peers.iter().map(peer).collect(),
@@ -255,10 +264,18 @@ pub async fn mirror(link: &Link) -> Result<Option<String>, ApiError> {
 fn peer(peer: &Value) -> (String, Option<String>) {
     let name = peer["name"].as_str().unwrap_or("?").to_owned();
     let lag = peer["lag"].as_u64().unwrap_or(0);
+    let silent = Duration::from_nanos(peer["active"].as_u64().unwrap_or(0));
+    // Under load each is some writes behind, and counts as not current, while it keeps up.
     let wrong = if peer["offline"] == true {
         Some("is offline".to_owned())
-    } else if peer["current"] == false {
-        Some(format!("is not current, {lag} messages behind"))
+    } else if silent >= SILENT_MAX {
+        Some(format!("was heard of last {} s ago", silent.as_secs()))
+    } else if peer["current"] != false {
+        None
+    } else if silent.is_zero() {
+        Some("has not been heard of by the leader".to_owned())
+    } else if lag >= LAG_MAX {
+        Some(format!("is {lag} writes behind"))
     } else {
         None
     };
@@ -268,4 +285,34 @@ fn peer(peer: &Value) -> (String, Option<String>) {
 /// A JSON request, as bytes.
 pub fn request(json: &Value) -> Bytes {
     json.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_keeps_up_is_not_faulty() {
+        for (offline, current, lag, millis, wrong) in [
+            (false, true, 0, 0, None),
+            (false, false, 1, 1, None),
+            (false, false, 255, 2_000, None),
+            (false, false, 256, 1, Some("is 256 writes behind")),
+            (false, false, 1, 3_000, Some("was heard of last 3 s ago")),
+            (false, true, 0, 2_900, None),
+            // nats-server notices that after 10 s.
+            (false, true, 0, 9_000, Some("was heard of last 9 s ago")),
+            // One that has just been elected.
+            (false, false, 7, 0, Some("has not been heard of by the leader")),
+            (true, false, 300, 12_000, Some("is offline")),
+        ] {
+            let replica = json!({
+                "name": "n2", "offline": offline, "current": current, "lag": lag,
+                "active": millis * 1_000_000_u64,
+            });
+            let info = json!({ "cluster": { "replicas": [replica] } });
+            let wrong = wrong.map(str::to_owned);
+            assert_eq!(StreamState::read(&info).peers, [("n2".to_owned(), wrong)], "{info}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::jetstream::WHY_UNANSWERED;
 use crate::storage::StorageError;
 
 /// How long nothing can be written before health says so.
@@ -97,10 +98,19 @@ impl Meter {
 
     /// Notes that nats-server has refused a batch for a reason of its own.
     pub fn record_trouble(&self, reason: &str) {
+        self.record_trouble_since(Instant::now(), reason);
+    }
+
+    /// The same for one that was sent then and is not answered.
+    pub fn record_silence(&self, since: Instant, reason: &str) {
+        self.record_trouble_since(since, &format!("{reason}; {WHY_UNANSWERED}"));
+    }
+
+    fn record_trouble_since(&self, since: Instant, reason: &str) {
         let mut trouble = self.in_trouble();
         match &mut trouble.now {
             Some((_, there)) => reason.clone_into(there),
-            None => trouble.now = Some((Instant::now(), reason.to_owned())),
+            None => trouble.now = Some((since, reason.to_owned())),
         }
         if trouble.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
             warn!(reason, "nothing can be written at the moment");

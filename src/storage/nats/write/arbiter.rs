@@ -9,14 +9,16 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::claim::{self, Outcome};
-use super::commit::{Kind, Target};
+use super::commit::{Commit, Kind, Target};
 use super::end_of_stream::EndOfStream;
 use super::find::{self, Found};
 use super::mend::Mender;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for};
 use super::pieces::{Verdict, judge};
+use super::preceding::Preceding;
 use crate::domain::workflow_hash;
 use crate::storage::StorageError;
+use crate::storage::nats::read::anchor::{self, Anchor};
 use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::unavailable;
 use crate::storage::nats::read::token;
@@ -34,16 +36,37 @@ pub enum Whose {
     /// This change of the group.
     Change(usize),
     /// This server's own record, which is the first message of each batch.
-    Anchor,
+    Anchor(anchor::Found),
     Unknown,
 }
 
 /// Answers changes that have won or lost, by what the stream shows.
 pub struct Arbiter {
     pub mender: Arc<Mender>,
+    pub preceding: Arc<Preceding>,
 }
 
 impl Arbiter {
+    /// Looks for these changes, in their order, as far as that is possible now. What others wrote before
+    /// those that are there is looked at later.
+    pub async fn find_all(&self, commits: &[&Commit]) -> Vec<Found> {
+        let found = find::find_commits(&self.mender, commits).await;
+        found.iter().for_each(|found| self.note(found));
+        found
+    }
+
+    /// The same for one that was refused, with the sequence that stood in its way.
+    async fn find(&self, commit: &Commit, told: u64) -> Result<Found, StorageError> {
+        let found = find::find_in_time(&self.mender, commit, told).await;
+        found.inspect(|found| self.note(found))
+    }
+
+    fn note(&self, found: &Found) {
+        if let Found::Stored(sequence) = found {
+            self.preceding.push_before(sequence.0);
+        }
+    }
+
     /// Tells each move of a group what it can rely on; asks for what cannot be known. Gives those that
     /// can be tried, and those that must wait for another try. What is not known to be whole is looked at.
     pub async fn rely(
@@ -126,7 +149,7 @@ impl Arbiter {
             return worth;
         }
         let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
-        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
+        let mut found = self.find_all(&commits).await.into_iter();
         for mut pending in maybe_done {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
@@ -147,7 +170,11 @@ impl Arbiter {
     pub async fn whose(&self, group: &[Pending], told: u64) -> Whose {
         let Ok(Some(message)) = self.mender.reader.at(told).await else { return Whose::Unknown };
         if names::is_server(&message.subject) {
-            return Whose::Anchor;
+            // One that wanted the end of the stream as it was has met another server's record there.
+            if group.iter().any(|pending| pending.commit.end.is_some()) {
+                return Whose::Unknown;
+            }
+            return Whose::Anchor(Anchor::read(&message.payload, message.sequence));
         }
         let mut group = group.iter();
         let place =
@@ -178,7 +205,7 @@ impl Arbiter {
     pub async fn settle_refused(&self, group: Vec<Pending>) -> Vec<Pending> {
         let before: Vec<_> = group.iter().map(|pending| pending.maybe_done).collect();
         let commits: Vec<_> = group.iter().map(|pending| &pending.commit).collect();
-        let mut found = find::find_commits(&self.mender, &commits).await.into_iter();
+        let mut found = self.find_all(&commits).await.into_iter();
         let mut rest = Vec::with_capacity(group.len());
         for (mut pending, before) in group.into_iter().zip(before) {
             match found.next() {
@@ -249,7 +276,7 @@ impl Arbiter {
     /// should be tried again.
     pub async fn lost(&self, pending: Pending) -> Option<Pending> {
         if pending.maybe_done {
-            match find::find_in_time(&self.mender, &pending.commit, pending.told).await {
+            match self.find(&pending.commit, pending.told).await {
                 Ok(Found::Stored(sequence)) => {
                     answer(pending, Ok(sequence));
                     return None;
@@ -296,7 +323,7 @@ impl Arbiter {
         let outcome = if pending.contested {
             // What is in the way of a creation may be in another workflow: then this one has none.
             let told = if pending.commit.creates() { 0 } else { pending.told };
-            match find::find_in_time(&self.mender, &pending.commit, told).await {
+            match self.find(&pending.commit, told).await {
                 Ok(Found::Stored(sequence)) => Ok(sequence),
                 Ok(Found::Absent) => Err(pending.commit.lost()),
                 Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),

@@ -17,7 +17,7 @@ use crate::storage::nats::wire::names::header;
 pub const BATCH_MESSAGES_MAX: usize = 1_000;
 
 /// Time that nats-server has to commit a batch before its outcome counts as unknown.
-const COMMIT_WAIT: Duration = Duration::from_secs(3);
+pub const COMMIT_WAIT: Duration = Duration::from_secs(3);
 
 /// Why a batch was not acknowledged.
 #[derive(Debug)]
@@ -44,6 +44,16 @@ pub enum Check {
     Instead(usize, Outgoing),
     /// This message, which must be added.
     Beside(Outgoing),
+}
+
+impl Check {
+    /// Makes it a part of the messages.
+    pub fn join<'a>(&'a self, messages: &mut Vec<&'a Outgoing>) {
+        match self {
+            Check::Instead(place, message) => messages[*place] = message,
+            Check::Beside(message) => messages.insert(0, message),
+        }
+    }
 }
 
 /// Lets the first message check the witness that checks nothing yet, or one of its own.

@@ -8,14 +8,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use super::arbiter::{Arbiter, Whose};
-use super::batch::{self, Answered, BatchError, Check};
+use super::batch::{self, Answered, BatchError};
 use super::commit::Target;
 use super::doubts::Doubts;
 use super::end_of_stream::EndOfStream;
-use super::find;
 use super::gather::{self, Gathering};
 use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
-use super::mend::Mender;
 use super::outgoing::Outgoing;
 use super::pending::{Pending, answer, expire_or_keep, no_room_for, refused, tried};
 use super::refusal::{Plan, Refusal};
@@ -81,7 +79,7 @@ pub struct Committer {
 
 impl Committer {
     pub fn new(
-        mender: Arc<Mender>,
+        arbiter: Arbiter,
         retention: Arc<Retention>,
         life: Arc<Life>,
         queue: mpsc::Receiver<Pending>,
@@ -89,12 +87,12 @@ impl Committer {
         end: EndOfStream,
     ) -> Self {
         Self {
-            meter: Arc::clone(&mender.meter),
-            link: Arc::clone(&mender.link),
-            reader: Arc::clone(&mender.reader),
+            meter: Arc::clone(&arbiter.mender.meter),
+            link: Arc::clone(&arbiter.mender.link),
+            reader: Arc::clone(&arbiter.mender.reader),
             retention,
             life,
-            arbiter: Arbiter { mender },
+            arbiter,
             queue,
             end,
             gathering: Gathering::new(),
@@ -172,12 +170,12 @@ impl Committer {
         // Once a later record of this server is stored, nothing that it sent before can be: what is
         // not there then, never will be.
         match self.send(&[]).await {
-            Ok(last) => self.done(Vec::new(), last, Instant::now()),
+            Ok(last) => self.done(Vec::new(), last, Instant::now(), 0),
             Err(error) => return debug!(?error, "doubts cannot be looked for yet"),
         }
         let commits = self.doubts.take();
         let all: Vec<_> = commits.iter().collect();
-        let found = find::find_commits(&self.arbiter.mender, &all).await.len();
+        let found = self.arbiter.find_all(&all).await.len();
         self.doubts.put_back(commits.into_iter().skip(found).collect());
     }
 
@@ -265,16 +263,20 @@ impl Committer {
                 continue;
             }
             let (sent, before) = (Instant::now(), self.reader.acknowledged());
+            let begun = self.reader.epoch.now();
             match self.send(&group).await {
                 Ok(last) => {
                     if last <= before {
                         // The stream has gone back since: it is another one, and has taken this.
                         self.life.suspect();
                     }
-                    self.done(group, last, sent);
+                    self.done(group, last, sent, begun);
                 }
                 Err(BatchError::Unknown(reason)) => {
                     self.partial = true;
+                    if sent.elapsed() >= batch::COMMIT_WAIT {
+                        self.meter.record_silence(sent, &reason);
+                    }
                     debug!(reason, changes = group.len(), "a batch has no answer, looking for it");
                     self.put_back(tried(group, &reason, true), RETRY_PAUSE);
                 }
@@ -321,10 +323,8 @@ impl Committer {
         let mut messages: Vec<_> = changes.map(|(_, message)| message).collect();
         let witness = anchor.witness(SystemTime::now()).filter(|_| !messages.is_empty());
         let check = witness.map(|witness| batch::check(&witness, &messages));
-        match &check {
-            Some(Check::Instead(place, message)) => messages[*place] = message,
-            Some(Check::Beside(message)) => messages.insert(0, message),
-            None => {}
+        if let Some(check) = &check {
+            check.join(&mut messages);
         }
         messages.insert(0, &first);
         let count = messages.len() as u64;
@@ -357,11 +357,12 @@ impl Committer {
             Whose::Change(place) => Some(place),
             Whose::Unknown => None,
             // One that wanted the end of the stream as it was has met another server's record there.
-            Whose::Anchor if group.iter().any(|pending| pending.commit.end.is_some()) => None,
-            Whose::Anchor => {
-                // It is not the one that was written last: whoever looks says which store this is.
-                self.life.want_look();
-                self.put_back(tried(group, &refusal.description, false), RETRY_PAUSE);
+            Whose::Anchor(named) => {
+                refused(&mut group, self.reader.has_copies());
+                self.arbiter.preceding.push_before(named.sequence);
+                let is_known = self.life.goes_on_from(named).await;
+                let pause = if is_known { Duration::ZERO } else { RETRY_PAUSE };
+                self.put_back(tried(group, &refusal.description, false), pause);
                 return;
             }
         };
@@ -377,7 +378,7 @@ impl Committer {
             self.partial = true;
             group = self.arbiter.settle_refused(group).await;
         }
-        refused(&mut group, self.reader.has_replicas());
+        refused(&mut group, self.reader.has_copies());
         let reason = refusal.reason();
         match plan {
             Plan::Culprit(place) => {
@@ -455,17 +456,19 @@ impl Committer {
     }
 
     /// Notes where each change of an acknowledged batch stands, and says so.
-    fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant) {
+    fn done(&mut self, group: Vec<Pending>, last: u64, sent: Instant, begun: u64) {
         let count: usize = group.iter().map(|pending| pending.commit.messages.len()).sum();
         let now = Instant::now();
         self.reader.record_acknowledged(last);
         self.meter.end_trouble(group.iter().map(|pending| pending.bytes).sum());
-        if std::mem::take(&mut self.partial) {
+        let partial = std::mem::take(&mut self.partial);
+        if partial {
             self.meter.record_partial();
             self.life.want_look();
         }
         // This server's own record comes before them.
-        self.end.written(last - count as u64, last, self.life.number());
+        let first = last - count as u64;
+        self.end.written(first..=last, self.life.number(), partial, self.meter.mended());
         let mut next = last + 1 - count as u64;
         for pending in group {
             let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);
@@ -474,7 +477,7 @@ impl Committer {
                 let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };
                 let departure = commit.leaves().then_some(leaving);
                 let known = Known { state, events: commit.events(), departure };
-                self.reader.known.record(token, known);
+                self.reader.known.record(token, known, begun);
             }
             self.gathering.changed(commit.target.clone(), state);
             answer(pending, Ok(Sequence(state)));

@@ -6,13 +6,14 @@
 //! takes a batch whose check holds and stores it message by message, unbroken, and a cut drops the
 //! rest. What is learnt of the protocol is as true as that.
 //!
-//! `CB_MODEL="moves=2 other=2 cuts=2 back=1" cargo test --release model` runs it with other bounds than
+//! `CB_MODEL="moves=2 other=2 cuts=2 back=1 lies=1" cargo test --release model` runs it with other bounds than
 //! `./test` does.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 mod ids;
+mod repairs;
 mod steps;
 mod world;
 
@@ -96,24 +97,24 @@ fn explore(start: World, without: Without, worlds_max: usize) -> Result<usize, S
     Ok(worlds.len())
 }
 
-fn bounds() -> (u8, u8, u8, u8) {
+fn bounds() -> [u8; 5] {
     let text = option_env!("CB_MODEL").unwrap_or_default();
     let of = |name: &str, default| {
         let found = text.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
         found.and_then(|number| number.parse().ok()).unwrap_or(default)
     };
-    (of("moves", 2), of("other", 1), of("cuts", 1), of("back", 0))
+    [of("moves", 2), of("other", 1), of("cuts", 1), of("back", 0), of("lies", 0)]
 }
 
 #[test]
 #[allow(clippy::print_stdout)]
 fn no_order_of_steps_breaks_a_promise() {
-    let (moves, other, cuts, back) = bounds();
-    let worlds = explore(World::new([moves, other], cuts, back), Without::default(), 20_000_000);
-    match worlds {
+    let [moves, other, cuts, back, lies] = bounds();
+    let start = World::new([moves, other], cuts, back, lies);
+    match explore(start, Without::default(), 20_000_000) {
         Ok(worlds) => {
             println!(
-                "{worlds} worlds: {moves} and {other} changes, {cuts} cuts, {back} brought back"
+                "{worlds} worlds: {moves} and {other} changes, {cuts} cuts, {back} brought back, {lies} false refusals"
             );
             assert!(worlds > 1_000);
         }
@@ -122,16 +123,23 @@ fn no_order_of_steps_breaks_a_promise() {
 }
 
 #[test]
+fn no_false_refusal_breaks_a_promise() {
+    let worlds = explore(World::new([2, 1], 0, 0, 2), Without::default(), 20_000_000);
+    assert!(worlds.unwrap_or_else(|broken| panic!("{broken}")) > 1_000);
+}
+
+#[test]
 fn each_part_of_the_commit_is_needed() {
     let default = Without::default();
-    for (without, cuts) in [
-        (Without { token_first: true, ..default }, 1),
-        (Without { look_at_the_end: true, ..default }, 1),
-        (Without { check_over_all_places: true, ..default }, 1),
-        (Without { second_look: true, ..default }, 1),
-        (Without { fence: true, ..default }, 2),
+    for (without, cuts, lies) in [
+        (Without { token_first: true, ..default }, 1, 0),
+        (Without { look_at_the_end: true, ..default }, 1, 0),
+        (Without { check_over_all_places: true, ..default }, 1, 0),
+        (Without { look_before_relying: true, ..default }, 1, 0),
+        (Without { doubt_of_refusals: true, ..default }, 0, 1),
+        (Without { fence: true, ..default }, 2, 0),
     ] {
-        let broken = explore(World::new([2, 1], cuts, 0), without, 20_000_000);
+        let broken = explore(World::new([2, 1], cuts, 0, lies), without, 20_000_000);
         assert!(broken.is_err(), "{without:?}");
     }
 }

@@ -70,6 +70,10 @@ pub struct Change {
     pub newest: u16,
     /// An earlier try of it may have been stored, or may yet be.
     pub maybe_done: bool,
+    /// It was refused where that is no proof.
+    pub contested: bool,
+    /// What it was decided on was seen to be whole.
+    pub relies: bool,
     /// Its outcome was told to be unknown.
     pub given_up: bool,
 }
@@ -85,6 +89,8 @@ pub enum Step {
     /// Has found its change in this message, and looks now at what is missing of it; with the newest
     /// sequence of the token, and the stream's last one before that.
     Mending(Box<Step>, Message, [u16; 2]),
+    /// Looks in the same way at the change of others that its own goes on from.
+    Relying(Change, Message, [u16; 2]),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,6 +102,8 @@ pub struct Server {
     pub looks: bool,
     /// It must look for stale states.
     pub scans: bool,
+    /// The sequence up to which it knows that all is whole.
+    pub whole: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,6 +116,9 @@ pub struct World {
     pub late: Option<Change>,
     pub cuts: u8,
     pub back: u8,
+    /// How often one that leads no more may still refuse what the leader takes.
+    pub lies: u8,
+    pub lied: bool,
     pub acked: BTreeSet<Vec<Id>>,
     pub refused: BTreeSet<Vec<Id>>,
 }
@@ -119,8 +130,9 @@ pub struct Without {
     pub token_first: bool,
     pub check_over_all_places: bool,
     pub repair_record: bool,
-    pub second_look: bool,
     pub fence: bool,
+    pub look_before_relying: bool,
+    pub doubt_of_refusals: bool,
 }
 
 /// The token as a read finds it: its message and the newest sequence.
@@ -131,6 +143,14 @@ pub struct Seen {
 }
 
 pub type Batch = Vec<(u8, What, bool)>;
+
+impl Change {
+    /// One that was decided on the message `state` of a token whose newest one is `newest`.
+    pub fn new(token: Token, to: u8, [state, newest]: [u16; 2]) -> Self {
+        let (maybe_done, contested, relies, given_up) = (false, false, false, false);
+        Self { token, to, state, newest, maybe_done, contested, relies, given_up }
+    }
+}
 
 impl Token {
     pub fn completes(&self, place: u8) -> bool {
@@ -196,8 +216,8 @@ impl Message {
 }
 
 impl World {
-    pub fn new(changes: [u8; 2], cuts: u8, back: u8) -> Self {
-        let server = |left| Server { step: Step::Idle, left, looks: true, scans: true };
+    pub fn new(changes: [u8; 2], cuts: u8, back: u8, lies: u8) -> Self {
+        let server = |left| Server { step: Step::Idle, left, looks: true, scans: true, whole: 0 };
         Self {
             stream: Vec::new(),
             last: 0,
@@ -206,6 +226,8 @@ impl World {
             late: None,
             cuts,
             back,
+            lies,
+            lied: false,
             acked: BTreeSet::new(),
             refused: BTreeSet::new(),
         }
@@ -255,7 +277,7 @@ impl World {
 
     /// What is there of a token's newest change, as `Mender::missing` looks at it; none if the token
     /// has moved on into the place that it had left.
-    pub fn presence(&self, seen: &Seen, last: u16, without: Without) -> Option<Presence> {
+    pub fn presence(&self, seen: &Seen, last: u16) -> Option<Presence> {
         let (version, id) = (seen.token.version, seen.token.newest_id());
         let stands = |n: u16, completion: bool| match self.at(seen.state.sequence + n) {
             Some(message) => match message.what {
@@ -269,7 +291,7 @@ impl World {
         let completion = !event || stands(2, true) || self.has_record(id, true);
         let shown = seen.token.from.and_then(|from| self.newest(Some(from)));
         let shown = shown.filter(|shown| shown.token().is_some());
-        if shown.is_some_and(|shown| shown.sequence > seen.state.sequence) && !without.second_look {
+        if shown.is_some_and(|shown| shown.sequence > seen.state.sequence) {
             return None;
         }
         let left = shown.is_none_or(|shown| shown.sequence >= seen.state.sequence);
@@ -280,7 +302,7 @@ impl World {
     /// at anew.
     pub fn mending(&self, seen: &Seen, last: u16, without: Without) -> Option<Batch> {
         let place = seen.state.place;
-        let presence = self.presence(seen, last, without)?;
+        let presence = self.presence(seen, last)?;
         let mut pieces = seen.token.shape(place).mending(presence);
         if without.repair_record {
             pieces.retain(|piece| *piece != Piece::RepairRecord);
@@ -318,6 +340,13 @@ impl World {
             self.acked.insert(change.token.ids.clone());
         }
         self.end(who);
+    }
+
+    /// A server is started anew, and knows nothing.
+    pub fn begun(&mut self, who: usize) {
+        let server = &mut self.servers[who];
+        (server.step, server.whole) = (Step::Idle, 0);
+        (server.looks, server.scans) = (true, true);
     }
 
     pub fn end(&mut self, who: usize) {
