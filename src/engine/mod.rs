@@ -172,7 +172,7 @@ impl Engine {
                 Some(stored) => stored,
                 None => {
                     life = self.storage.life();
-                    self.token_to_act_on(token).await?
+                    self.token_to_move(token, request.expected_version).await?
                 }
             };
             // The id may be another token's by now, if the one that was meant was completed and has aged.
@@ -285,6 +285,17 @@ impl Engine {
 
     async fn token_to_act_on(&self, token: Uuid) -> Result<StoredToken, EngineError> {
         self.storage.load_token(token, None).await?.ok_or(EngineError::TokenNotFound { token })
+    }
+
+    /// The same for somebody who may say which version it has reached.
+    async fn token_to_move(
+        &self,
+        token: Uuid,
+        version: Option<u32>,
+    ) -> Result<StoredToken, EngineError> {
+        let Some(version) = version else { return self.token_to_act_on(token).await };
+        let found = self.storage.load_token_at(token, version).await?;
+        found.ok_or(EngineError::TokenNotFound { token })
     }
 
     async fn workflow_to_act_on(&self, id: &WorkflowId) -> Result<Arc<Workflow>, EngineError> {

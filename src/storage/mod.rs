@@ -278,6 +278,16 @@ pub trait WorkflowStorage: Send + Sync + 'static {
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError>;
 
+    /// The token with this id for somebody who says that it has reached this version. Where several copies
+    /// of the store answer, one of them may not know that yet: then it is asked again, for a moment.
+    async fn load_token_at(
+        &self,
+        id: Uuid,
+        _version: u32,
+    ) -> Result<Option<StoredToken>, StorageError> {
+        self.load_token(id, None).await
+    }
+
     /// A number that grows whenever the store turns out to be another one than it was: it went back in
     /// time, was emptied or made anew under this process. What was kept of it is then wrong.
     fn life(&self) -> u64;

@@ -206,10 +206,12 @@ fn a_read_that_shows_less_than_was_written_here_is_asked_again() {
         let node = &cluster.nodes[(leads + 1) % 3];
         let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
         let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
-        let storage = NATSStorage::with_options(config, options).await.unwrap();
+        let storage = NATSStorage::with_options(config.clone(), options.clone()).await.unwrap();
+        let fresh = NATSStorage::with_options(config, options).await.unwrap();
         let bus = Bus::connect(node).await;
         let get = format!("$JS.API.STREAM.MSG.GET.{STREAM}");
-        for is_gone in [false, true] {
+        // Also one that has not seen it, for somebody who has heard of it.
+        for (is_gone, is_fresh) in [(false, false), (true, false), (false, true), (true, true)] {
             let draft = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
             let id = draft.token.id;
             let question = json!({ "seq": draft.revision.0 });
@@ -230,7 +232,14 @@ fn a_read_that_shows_less_than_was_written_here_is_asked_again() {
                 // It is asked again.
                 drop(next(&mut heard).await);
             });
-            let (read, lied) = tokio::join!(storage.load_token(id, None), async {
+            let read = async {
+                let version = moved.token.version;
+                if is_fresh {
+                    return fresh.load_token_at(id, version).await;
+                }
+                storage.load_token(id, None).await
+            };
+            let (read, lied) = tokio::join!(read, async {
                 let lied = tokio::time::timeout(WAIT_MAX, lies).await;
                 signal(&cluster.nodes[leads], "-CONT");
                 lied
@@ -239,6 +248,7 @@ fn a_read_that_shows_less_than_was_written_here_is_asked_again() {
             assert_eq!(read.unwrap().expect("it is there").token.version, moved.token.version);
         }
         storage.close().await;
+        fresh.close().await;
     });
 }
 

@@ -24,8 +24,8 @@ const ALL: PageLimit = PageLimit { rows: 10_000, bytes: 1 << 30 };
 /// Within which time what others left is mended by who goes on.
 const MENDED_WITHIN: Duration = Duration::from_secs(10);
 
-/// More records of servers than are looked at one by one.
-const RECORDS: usize = 20;
+/// Records of servers behind it.
+const RECORDS: usize = 40;
 
 /// An event's workflow, token, version, and whether it is a completion.
 type EventKey = (WorkflowId, Option<Uuid>, Option<u32>, bool);
@@ -209,6 +209,25 @@ enum GoesOn {
     There,
     /// It writes something else, and does not hear that this is stored; then it moves what was cut.
     Unheard,
+    /// Somebody else has written in between, and has not looked yet; then it writes something else, and moves
+    /// what was cut.
+    Third,
+}
+
+/// A whole change of another token, as another server writes it, and that token.
+async fn change_of_another(before: &NatsServer) -> (Vec<Raw>, Uuid) {
+    let nats = NatsServer::on_copy_of(before);
+    let (storage, bus) = (nats.open().await, Bus::connect(&nats).await);
+    let first = bus.last_sequence().await + 1;
+    let new = new_token(&review_workflow("w"), json!({ "another": 1 }));
+    let id = storage.insert_token(new).await.unwrap().token.id;
+    let mut messages = Vec::new();
+    for sequence in first..=bus.last_sequence().await {
+        messages.extend(bus.raw(sequence).await);
+    }
+    messages.retain(|message| !message.subject.starts_with("cb.store."));
+    storage.close().await;
+    (messages, id)
 }
 
 /// The sender dies with its change cut, such as by a limit, and nats-server goes on, so nobody has a reason
@@ -216,7 +235,8 @@ enum GoesOn {
 async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
     let Scene { before, was, messages, will_be, .. } = scene;
     let (workflow, w) = (review_workflow("w"), workflow_id("w"));
-    let ways = [GoesOn::Elsewhere, GoesOn::There, GoesOn::Unheard];
+    let ways = [GoesOn::Elsewhere, GoesOn::There, GoesOn::Unheard, GoesOn::Third];
+    let (by_another, another) = change_of_another(before).await;
     for (cut, how) in (1..=messages.len()).flat_map(|cut| ways.map(|how| (cut, how))) {
         let nats = NatsServer::on_copy_of(before);
         let (proxy, bus) = (Proxy::before(nats.port), Bus::connect(&nats).await);
@@ -226,6 +246,9 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
         let other = new_token(&workflow, json!({ "other": 1 }));
         let other = storage.insert_token(other).await.unwrap().token.id;
         publish_shifted(&bus, &messages[..cut]).await;
+        if how == GoesOn::Third {
+            publish_shifted(&bus, &by_another).await;
+        }
         // Servers go on to write of themselves.
         for _ in 0..RECORDS {
             bus.publish_raw(&record(bus.last_sequence().await + 1)).await;
@@ -234,10 +257,17 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
         expected.tokens.insert(other, (1, "draft".to_owned()));
         let mut wanted: Vec<EventKey> = expected.events.keys().cloned().collect();
         wanted.push((w.clone(), Some(other), Some(1), false));
-        if how == GoesOn::Unheard {
-            proxy.cut(Cut::InPlaceOfAnswer);
+        if how == GoesOn::Third {
+            expected.tokens.insert(another, (1, "draft".to_owned()));
+            wanted.push((w.clone(), Some(another), Some(1), false));
+        }
+        if matches!(how, GoesOn::Unheard | GoesOn::Third) {
+            let unheard = usize::from(how == GoesOn::Unheard);
+            if unheard == 1 {
+                proxy.cut(Cut::InPlaceOfAnswer);
+            }
             move_on(&storage, &workflow, other, "edit").await;
-            assert_eq!(proxy.cuts(), 1);
+            assert_eq!(proxy.cuts(), unheard);
             expected.tokens.insert(other, (2, "draft".to_owned()));
             wanted.push((w.clone(), Some(other), Some(2), false));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::assembly::{Assembly, Parts, assemble};
@@ -28,6 +28,14 @@ use crate::storage::{
     Figure, Page, PageLimit, Sequence, StorageError, StorageHealth, StoredEvent, StoredToken,
     TokenScope, WorkflowStorage,
 };
+
+/// How long a token is read again that has not reached a version of which a caller has heard, and the pause
+/// before that, which doubles.
+const LAG_MAX: Duration = Duration::from_millis(1_500);
+const LAG_PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// How often a read is repeated while the connection is disturbed.
+const REREADS_MAX: usize = 3;
 
 /// Time for accepted writes to end once the store is closed.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -94,7 +102,26 @@ impl NATSStorage {
     async fn ready(&self) -> Result<(), StorageError> {
         self.usable()?;
         self.readiness.looked().await;
-        Ok(())
+        self.usable()
+    }
+
+    /// Reads, and once more where the connection was disturbed meanwhile: who has answered may not be the one
+    /// that was looked at.
+    async fn read<T, F: Future<Output = Result<T, StorageError>>>(
+        &self,
+        read: impl Fn() -> F,
+    ) -> Result<T, StorageError> {
+        let mut rereads = 0;
+        loop {
+            self.ready().await?;
+            let disturbances = self.parts.link.disturbances();
+            let outcome = read().await.map_err(|error| self.explained(error));
+            let is_calm = self.parts.link.disturbances() == disturbances;
+            if is_calm || outcome.is_err() || rereads == REREADS_MAX {
+                return outcome;
+            }
+            rereads += 1;
+        }
     }
 
     fn usable(&self) -> Result<(), StorageError> {
@@ -158,9 +185,7 @@ impl WorkflowStorage for NATSStorage {
         &self,
         id: &WorkflowId,
     ) -> Result<Option<WorkflowDefinition>, StorageError> {
-        self.ready().await?;
-        let found =
-            self.parts.reader.definition(id).await.map_err(|error| self.explained(error))?;
+        let found = self.read(|| self.parts.reader.definition(id)).await?;
         Ok(found.map(|(definition, _)| definition).inspect(|_| self.parts.index.answered(id)))
     }
 
@@ -169,10 +194,8 @@ impl WorkflowStorage for NATSStorage {
         after: Option<&WorkflowId>,
         limit: PageLimit,
     ) -> Result<Page<WorkflowDefinition>, StorageError> {
-        self.ready().await?;
-        lists::workflows(&self.parts.link, &self.parts.reader, &self.parts.index, after, limit)
-            .await
-            .map_err(|error| self.explained(error))
+        let Parts { link, reader, index, .. } = &self.parts;
+        self.read(|| lists::workflows(link, reader, index, after, limit)).await
     }
 
     async fn insert_token(&self, mut change: Change) -> Result<StoredToken, StorageError> {
@@ -216,14 +239,37 @@ impl WorkflowStorage for NATSStorage {
         id: Uuid,
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError> {
-        self.ready().await?;
-        let found = match workflow {
-            Some(workflow) => token::find(&self.parts.reader, workflow, id).await,
-            None => token::find_anywhere(&self.parts.reader, &self.parts.index, id).await,
-        };
-        let Some(found) = found.map_err(|error| self.explained(error))? else { return Ok(None) };
+        let Parts { reader, index, .. } = &self.parts;
+        let found = self
+            .read(|| async {
+                match workflow {
+                    Some(workflow) => token::find_surely(reader, workflow, id).await,
+                    None => token::find_anywhere(reader, index, id).await,
+                }
+            })
+            .await?;
+        let Some(found) = found else { return Ok(None) };
         let until = Instant::now() + TURN_WAIT_MAX;
         Ok(Some(self.parts.reader.token(found.state, until).await?))
+    }
+
+    async fn load_token_at(
+        &self,
+        id: Uuid,
+        version: u32,
+    ) -> Result<Option<StoredToken>, StorageError> {
+        let (begun, mut pause) = (Instant::now(), LAG_PAUSE_MIN);
+        loop {
+            let found = self.load_token(id, None).await?;
+            let is_there = found.as_ref().is_some_and(|found| found.token.version >= version);
+            // A consumer on another node can be ahead of what the leader answers, while the number of
+            // replicas changes.
+            if is_there || !self.parts.reader.has_copies() || begun.elapsed() >= LAG_MAX {
+                return Ok(found);
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
     }
 
     fn life(&self) -> u64 {
@@ -249,16 +295,17 @@ impl WorkflowStorage for NATSStorage {
         after: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredToken>, StorageError> {
-        self.ready().await?;
-        self.readiness.cleaned().await;
         let filter = match scope {
             TokenScope::All => ALL_TOKENS.to_owned(),
             TokenScope::Workflow(workflow) => names::tokens_of(workflow),
             TokenScope::Place(workflow, place) => names::tokens_in(workflow, place),
         };
-        lists::tokens(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout)
-            .await
-            .map_err(|error| self.explained(error))
+        let (reader, wait) = (&self.parts.reader, self.config.consumer_timeout);
+        self.read(|| async {
+            self.readiness.cleaned().await;
+            lists::tokens(reader, &filter, after, limit, wait).await
+        })
+        .await
     }
 
     async fn token_moves(
@@ -267,10 +314,8 @@ impl WorkflowStorage for NATSStorage {
         before: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
-        self.ready().await?;
-        lists::moves(&self.parts.reader, token, before, limit, self.config.consumer_timeout)
-            .await
-            .map_err(|error| self.explained(error))
+        let (reader, wait) = (&self.parts.reader, self.config.consumer_timeout);
+        self.read(|| lists::moves(reader, token, before, limit, wait)).await
     }
 
     async fn list_events(
@@ -279,11 +324,9 @@ impl WorkflowStorage for NATSStorage {
         after: Option<Sequence>,
         limit: PageLimit,
     ) -> Result<Page<StoredEvent>, StorageError> {
-        self.ready().await?;
         let filter = workflow.map_or_else(|| ALL_EVENTS.to_owned(), names::events_of);
-        lists::events(&self.parts.reader, &filter, after, limit, self.config.consumer_timeout)
-            .await
-            .map_err(|error| self.explained(error))
+        let (reader, wait) = (&self.parts.reader, self.config.consumer_timeout);
+        self.read(|| lists::events(reader, &filter, after, limit, wait)).await
     }
 
     async fn figures(&self) -> Vec<Figure> {

@@ -1,13 +1,12 @@
 //! Which life of the store something is remembered of.
 
+use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use std::hash::Hash;
 
-/// Counts the lives of the store. What is remembered after a wait belongs to the life in which that began:
-/// if it has ended meanwhile, it is not remembered.
+/// Counts the lives of the store. What is remembered after a wait belongs to the life in which that began.
 #[derive(Debug, Default)]
 pub struct Epoch(AtomicU64);
 
@@ -17,26 +16,34 @@ impl Epoch {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Another one begins. What is remembered of this one is to be dropped after that, not before.
+    /// Another one begins: nothing of this one is remembered any more.
     pub fn end(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// What is remembered of one life of the store, and of no other.
+pub struct Remembered<K, V> {
+    epoch: Arc<Epoch>,
+    cache: Cache<K, (u64, V)>,
+}
+
+impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
+    /// As many as `items` at most.
+    pub fn new(epoch: Arc<Epoch>, items: usize) -> Self {
+        Self { epoch, cache: Cache::new(items) }
+    }
+
+    /// What is remembered in this life.
+    pub fn get(&self, key: &K) -> Option<V> {
+        let (of, value) = self.cache.get(key)?;
+        (of == self.epoch.now()).then_some(value)
+    }
 
     /// Remembers what was learnt since `begun`.
-    pub fn insert<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, V> + Clone>(
-        &self,
-        begun: u64,
-        cache: &Cache<K, V, W>,
-        key: K,
-        value: V,
-    ) {
-        if self.now() != begun {
-            return;
-        }
-        cache.insert(key.clone(), value);
-        // It may have ended right then, and may have dropped everything before this came.
-        if self.now() != begun {
-            cache.remove(&key);
+    pub fn insert(&self, begun: u64, key: K, value: V) {
+        if self.epoch.now() == begun {
+            self.cache.insert(key, (begun, value));
         }
     }
 }
@@ -47,13 +54,14 @@ mod tests {
 
     #[test]
     fn what_was_learnt_in_another_life_is_not_remembered() {
-        let (epoch, cache) = (Epoch::default(), Cache::new(10));
+        let epoch = Arc::<Epoch>::default();
+        let remembered = Remembered::new(Arc::clone(&epoch), 10);
         let begun = epoch.now();
-        epoch.insert(begun, &cache, 1, "a");
+        remembered.insert(begun, 1, "a");
+        assert_eq!(remembered.get(&1), Some("a"));
         epoch.end();
-        cache.clear();
-        epoch.insert(begun, &cache, 2, "b");
-        epoch.insert(epoch.now(), &cache, 3, "c");
-        assert_eq!([1, 2, 3].map(|key| cache.get(&key)), [None, None, Some("c")]);
+        remembered.insert(begun, 2, "b");
+        remembered.insert(epoch.now(), 3, "c");
+        assert_eq!([1, 2, 3].map(|key| remembered.get(&key)), [None, None, Some("c")]);
     }
 }

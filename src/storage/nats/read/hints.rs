@@ -3,10 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-use super::epoch::Epoch;
+use super::epoch::{Epoch, Remembered};
 
 /// Subjects in the whole stream up to which `multi_last` is tried without a sample: what it costs
 /// to be refused stays below some milliseconds.
@@ -20,8 +19,7 @@ const HINTS_MAX: usize = 10_000;
 
 /// What is known of filters. It only says how to begin.
 pub struct Hints {
-    filters: Cache<String, Hint>,
-    epoch: Arc<Epoch>,
+    filters: Remembered<String, Hint>,
     subjects: Mutex<u64>,
 }
 
@@ -57,12 +55,7 @@ impl Hint {
 
 impl Hints {
     pub fn new(epoch: Arc<Epoch>) -> Self {
-        Self { filters: Cache::new(HINTS_MAX), epoch, subjects: Mutex::new(0) }
-    }
-
-    /// Forgets everything.
-    pub fn forget(&self) {
-        self.filters.clear();
+        Self { filters: Remembered::new(epoch, HINTS_MAX), subjects: Mutex::new(0) }
     }
 
     /// Notes how many subjects the stream has.
@@ -75,19 +68,19 @@ impl Hints {
     }
 
     pub fn of(&self, filter: &str) -> Hint {
-        self.filters.get(filter).unwrap_or_default()
+        self.filters.get(&filter.to_owned()).unwrap_or_default()
     }
 
     /// Notes that many subjects match, as has been seen since `begun`.
     pub fn many(&self, filter: &str, begun: u64) {
         let hint = Hint { many_at: Some(Instant::now()), few_at: None, ..self.of(filter) };
-        self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
+        self.filters.insert(begun, filter.to_owned(), hint);
     }
 
     /// Notes that few do.
     pub fn few(&self, filter: &str, begun: u64) {
         let hint = Hint { few_at: Some(Instant::now()), many_at: None, ..self.of(filter) };
-        self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
+        self.filters.insert(begun, filter.to_owned(), hint);
     }
 
     /// Notes what a search has shown that has begun then.
@@ -97,7 +90,7 @@ impl Hints {
         let floor = learned.floor.map_or(hint.floor, |floor| floor.max(hint.floor));
         if (distance, floor) != (hint.distance, hint.floor) {
             let hint = Hint { distance, floor, ..hint };
-            self.epoch.insert(begun, &self.filters, filter.to_owned(), hint);
+            self.filters.insert(begun, filter.to_owned(), hint);
         }
     }
 }

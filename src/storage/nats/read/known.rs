@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::epoch::Epoch;
 use super::stored::Stored;
-use crate::domain::Token;
+use crate::domain::{Token, WorkflowId};
 
 /// Tokens of which something is known, in each of two generations; about 200 bytes each. What was
 /// read for a move must be there until that is sent, so the newest are never thrown out.
@@ -80,6 +80,8 @@ impl Standing {
 /// The newest messages of one token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
+    /// The workflow that it is of: another one can have a token of the same id once this one is gone.
+    pub workflow: WorkflowId,
     /// The sequence of the message that holds the token.
     pub state: u64,
     /// The ids of its newest events, the newest first.
@@ -107,7 +109,7 @@ pub enum Expected {
 
 impl Known {
     /// What was just read.
-    pub fn read(standing: &Standing, now: Instant) -> Self {
+    pub fn read(workflow: &WorkflowId, standing: &Standing, now: Instant) -> Self {
         let departure = standing.departure.map(|departure| {
             // The clocks may differ; then a guess is wrong, and the check says so.
             let age = (Utc::now() - departure.time).to_std().unwrap_or_default();
@@ -115,7 +117,7 @@ impl Known {
             Leaving { sequence: departure.sequence, not_before: stored, not_after: now }
         });
         let events = standing.state.marks.events.clone();
-        Self { state: standing.state.sequence, events, departure }
+        Self { workflow: workflow.clone(), state: standing.state.sequence, events, departure }
     }
 
     /// What the check of a commit must expect that is decided on the message `state`.
@@ -137,6 +139,7 @@ impl Known {
 /// A token as it was written here, with its message.
 #[derive(Debug, Clone)]
 struct Kept {
+    epoch: u64,
     token: Arc<Token>,
     state: u64,
     /// Bytes that it takes, about.
@@ -155,6 +158,7 @@ impl Weighter<Uuid, Kept> for Bytes {
 /// What is known of the tokens that were read or written last.
 #[derive(Debug, Default)]
 struct Generations {
+    epoch: u64,
     newer: HashMap<Uuid, Known>,
     older: HashMap<Uuid, Known>,
 }
@@ -225,41 +229,44 @@ impl KnownTokens {
     }
 
     fn known(&self) -> MutexGuard<'_, Generations> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = self.epoch.now();
+        if all.epoch != epoch {
+            *all = Generations { epoch, ..Generations::default() };
+        }
+        all
     }
 
     fn guesses(&self) -> MutexGuard<'_, Guesses> {
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets everything.
+    /// Lets go of what is remembered of another life.
     pub fn forget(&self) {
-        *self.known() = Generations::default();
+        drop(self.known());
         self.kept.clear();
     }
 
     /// Notes what was read or written since `begun`, unless something newer is known.
     pub fn record(&self, token: Uuid, known: Known, begun: u64) {
         let mut all = self.known();
-        // Whoever ends an epoch waits here before he forgets.
-        if self.epoch.now() == begun
-            && all.get(token).is_none_or(|there| there.state <= known.state)
-        {
+        if all.epoch == begun && all.get(token).is_none_or(|there| there.state <= known.state) {
             all.insert(token, known);
         }
     }
 
     /// Keeps a token that was written since `begun`, in the message `state`.
     pub fn keep(&self, state: u64, token: &Arc<Token>, begun: u64) {
-        if self.kept.get(&token.id).is_none_or(|kept| kept.state < state) {
-            let kept = Kept { token: Arc::clone(token), state, memory: token.memory() };
-            self.epoch.insert(begun, &self.kept, token.id, kept);
+        let is_older = |kept: Kept| kept.epoch < begun || kept.state < state;
+        if self.epoch.now() == begun && self.kept.get(&token.id).is_none_or(is_older) {
+            let (epoch, memory) = (begun, token.memory());
+            self.kept.insert(token.id, Kept { epoch, token: Arc::clone(token), state, memory });
         }
     }
 
     /// A token as it was written here last, with its message, if its next move may be decided on that.
     pub fn kept(&self, token: Uuid, now: Instant) -> Option<(Arc<Token>, u64)> {
-        let kept = self.kept.get(&token)?;
+        let kept = self.kept.get(&token).filter(|kept| kept.epoch == self.epoch.now())?;
         // Something newer was read since.
         if self.known().get(token).is_some_and(|known| known.state > kept.state) {
             return None;
@@ -284,9 +291,12 @@ impl KnownTokens {
         self.kept.remove(&token);
     }
 
-    /// The sequence of a token's message as it was read or written here last.
-    pub fn state(&self, token: Uuid) -> Option<u64> {
-        self.known().get(token).map(|known| known.state)
+    /// The sequence of a token's message as it was read or written here last, in this workflow, if that
+    /// is given.
+    pub fn state(&self, token: Uuid, workflow: Option<&WorkflowId>) -> Option<u64> {
+        let all = self.known();
+        let known = all.get(token)?;
+        workflow.is_none_or(|workflow| known.workflow == *workflow).then_some(known.state)
     }
 
     /// The ids of the newest events of a token whose message is `state`, and what a commit of it must
@@ -323,7 +333,8 @@ mod tests {
         let after = |millis| begun + Duration::from_millis(millis);
         let leaving = Leaving { sequence: 12, not_before: begun, not_after: after(100) };
         let departure = Some(leaving);
-        let with = Known { state: 10, events: vec![], departure };
+        let workflow: WorkflowId = "w".parse().unwrap();
+        let with = Known { workflow, state: 10, events: vec![], departure };
         let without = Known { departure: None, ..with.clone() };
         for (known, state, now, expected) in [
             (&with, 10, 0, Expected::Sequence(12)),
@@ -344,7 +355,9 @@ mod tests {
     fn older_news_replaces_nothing() {
         let tokens = KnownTokens::new(Arc::default());
         let (id, now) = (Uuid::from_u128(1), Instant::now());
-        let known = |state| Known { state, events: vec![], departure: None };
+        let workflow: WorkflowId = "w".parse().unwrap();
+        let known =
+            |state| Known { workflow: workflow.clone(), state, events: vec![], departure: None };
         tokens.record(id, known(8), 0);
         tokens.record(id, known(5), 0);
         tokens.record(id, known(9), 1);

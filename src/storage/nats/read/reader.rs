@@ -133,7 +133,6 @@ impl Reader {
     /// Forgets what was known of the stream: it is another one.
     pub fn forget(&self) {
         self.epoch.end();
-        self.hints.forget();
         self.known.forget();
         self.last.store(0, Ordering::Release);
         self.acknowledged.store(0, Ordering::Release);

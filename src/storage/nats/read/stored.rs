@@ -70,8 +70,8 @@ pub struct Marks {
     pub age: Option<u64>,
     /// Whether it vanishes with time: of a token, that it is completed.
     pub ages: bool,
-    /// The batch that it was written with.
-    pub batch: Option<Uuid>,
+    /// Which message of its batch it is, from 1 on.
+    pub in_batch: Option<u64>,
     /// Whether nats-server has written it where something vanished, as it does under
     /// `subject_delete_marker_ttl`: it is none of ours.
     pub is_marker: bool,
@@ -99,8 +99,8 @@ impl Marks {
             self.moved_to = Some(PlaceId::parse(value).map_err(|error| error.to_string())?);
         } else if name.eq_ignore_ascii_case(header::TTL) {
             self.ages = true;
-        } else if name.eq_ignore_ascii_case(header::BATCH_ID) {
-            self.batch = Uuid::try_parse(value).ok();
+        } else if name.eq_ignore_ascii_case(header::BATCH_SEQUENCE) {
+            self.in_batch = value.parse().ok();
         } else if name.eq_ignore_ascii_case(header::MARKER_REASON) {
             self.is_marker = true;
         }

@@ -101,17 +101,37 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Finds a token of a workflow. One get, two where it meets a departure, and two more each time that
-/// the token moves on in between.
+/// Finds a token of a workflow as it is there now. One get, two where it meets a departure, and two more
+/// each time that the token moves on in between.
 pub async fn find(
     reader: &Reader,
     workflow: &WorkflowId,
     token: Uuid,
 ) -> Result<Option<Standing>, StorageError> {
-    sure(reader, token, || search(reader, workflow, token)).await
+    let begun = reader.epoch.now();
+    let found = search(reader, workflow, token).await?.standing;
+    note(reader, token, found.as_ref(), begun);
+    Ok(found)
 }
 
-/// Finds a token by its id alone: in the workflow that the id names, or in the one that its pointer
+/// The same for who is told of it: never less than was seen here before.
+pub async fn find_surely(
+    reader: &Reader,
+    workflow: &WorkflowId,
+    token: Uuid,
+) -> Result<Option<Standing>, StorageError> {
+    sure(reader, token, Some(workflow), || search(reader, workflow, token)).await
+}
+
+fn note(reader: &Reader, token: Uuid, found: Option<&Standing>, begun: u64) {
+    if let Some(found) = found
+        && let Some((workflow, ..)) = names::parse_token(&found.state.subject)
+    {
+        reader.known.record(token, Known::read(&workflow, found, Instant::now()), begun);
+    }
+}
+
+/// Finds a token by its id alone, never less than was seen here before: in the workflow that the id names, or in the one that its pointer
 /// leads to. Two gets; one more where it meets a departure, where another workflow has the same hash,
 /// and for a hash that is not known yet.
 pub async fn find_anywhere(
@@ -119,7 +139,7 @@ pub async fn find_anywhere(
     index: &WorkflowIndex,
     token: Uuid,
 ) -> Result<Option<Standing>, StorageError> {
-    sure(reader, token, || search_anywhere(reader, index, token)).await
+    sure(reader, token, None, || search_anywhere(reader, index, token)).await
 }
 
 /// What a search has found.
@@ -180,20 +200,19 @@ async fn search_anywhere(
 async fn sure<F: Future<Output = Result<Outcome, StorageError>>>(
     reader: &Reader,
     token: Uuid,
+    workflow: Option<&WorkflowId>,
     search: impl Fn() -> F,
 ) -> Result<Option<Standing>, StorageError> {
     let (begun, mut doubted) = (reader.epoch.now(), None);
     loop {
         let Outcome { standing, led_nowhere } = search().await?;
-        let known = if reader.has_copies() { reader.known.state(token) } else { None };
+        let known = if reader.has_copies() { reader.known.state(token, workflow) } else { None };
         let is_doubtful = match &standing {
             Some(standing) => known.is_some_and(|known| standing.state.sequence < known),
             None => reader.has_copies() && (known.is_some() || led_nowhere),
         };
         if !is_doubtful || reader.epoch.now() != begun {
-            if let Some(standing) = &standing {
-                reader.known.record(token, Known::read(standing, Instant::now()), begun);
-            }
+            note(reader, token, standing.as_ref(), begun);
             return Ok(standing);
         }
         if doubted.get_or_insert_with(Instant::now).elapsed() < DOUBT_MAX {

@@ -7,11 +7,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::epoch::Epoch;
+use super::epoch::{Epoch, Remembered};
 use super::reader::Reader;
 use crate::domain::{WorkflowId, workflow_hash};
 use crate::storage::StorageError;
@@ -29,8 +28,8 @@ const LISTED_FOR: Duration = Duration::from_secs(1);
 /// What is known of workflows. A definition never goes, nor does the pointer of its hash, so what is
 /// known stays true for as long as the store lives.
 pub struct WorkflowIndex {
-    epoch: Epoch,
-    firsts: Cache<u32, WorkflowId>,
+    epoch: Arc<Epoch>,
+    firsts: Remembered<u32, WorkflowId>,
     listed: Mutex<Listed>,
 }
 
@@ -51,7 +50,12 @@ pub struct Pointer {
 
 impl WorkflowIndex {
     pub fn new() -> Self {
-        Self { epoch: Epoch::default(), firsts: Cache::new(FIRSTS_MAX), listed: Mutex::default() }
+        let epoch = Arc::<Epoch>::default();
+        Self {
+            firsts: Remembered::new(Arc::clone(&epoch), FIRSTS_MAX),
+            epoch,
+            listed: Mutex::default(),
+        }
     }
 
     fn listed(&self) -> MutexGuard<'_, Listed> {
@@ -61,7 +65,6 @@ impl WorkflowIndex {
     /// Forgets everything.
     pub fn forget(&self) {
         self.epoch.end();
-        self.firsts.clear();
         let mut listed = self.listed();
         // Also for one that is listed at this moment.
         (listed.all, listed.answered) = (None, listed.answered + 1);
@@ -81,7 +84,7 @@ impl WorkflowIndex {
         let first = read_pointer(reader, &names::hash_pointer(hash)).await?;
         let first = first.map(|pointer| pointer.workflow);
         if let Some(first) = &first {
-            self.epoch.insert(begun, &self.firsts, hash, first.clone());
+            self.firsts.insert(begun, hash, first.clone());
         }
         Ok(first)
     }

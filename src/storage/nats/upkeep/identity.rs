@@ -32,6 +32,9 @@ const ROUNDS_MAX: usize = 8;
 const DOUBTS: usize = 3;
 const DOUBT_PAUSE: Duration = Duration::from_millis(400);
 
+/// What a person is told where the leader that answers may be none any more.
+pub const CUT_OFF: &str = "the nats-server that answers as the leader of the stream does not hear most of the others, and knows less than was acknowledged";
+
 /// What a server knows of the store that it serves.
 #[derive(Debug, Clone)]
 struct Remembered {
@@ -146,6 +149,7 @@ impl Keeper {
         // No batch writes it in between.
         let mut anchor = life.anchor().await;
         let remembered = Remembered { created, identity, anchor: anchor.last() };
+        let mut is_cut_off = state.is_cut_off;
         let mut found = find(reader, &anchor, state, acknowledged).await?;
         let mut verdict = judge(&remembered, &found, SystemTime::now());
         for _ in 0..DOUBTS {
@@ -156,8 +160,12 @@ impl Keeper {
             sleep(DOUBT_PAUSE).await;
             let acknowledged = reader.acknowledged();
             let state = jetstream::stream_state(&reader.link).await?;
+            is_cut_off = state.is_cut_off;
             found = find(reader, &anchor, &state, acknowledged).await?;
             verdict = judge(&remembered, &found, SystemTime::now());
+        }
+        if is_cut_off && matches!(verdict, Verdict::Another(_)) {
+            return Err(unavailable(CUT_OFF));
         }
         if suspected && verdict != Verdict::Renewed {
             verdict =

@@ -24,6 +24,9 @@ pub enum OpenError {
     /// It may work later: nobody answers, or the cluster is not ready.
     #[error("{0}")]
     NotNow(String),
+    /// Who answers is behind what is known already, as a leader that was cut off.
+    #[error("{0}")]
+    Behind(String),
     /// A person must change something first.
     #[error("{0}")]
     Refused(String),

@@ -9,7 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use super::beat;
 use super::cleaner::Origin;
-use super::identity::Keeper;
+use super::identity::{CUT_OFF, Keeper};
 use super::notices::Notices;
 use super::retention::Retention;
 use super::stream::{self, OpenError};
@@ -31,6 +31,9 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The least time between two log lines that say that looks fail.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
+
+/// How long looks fail before another server is tried.
+const ELSEWHERE_AFTER: Duration = Duration::from_secs(5);
 
 /// Ids of two tokens that are named at once.
 const DOUBLE_IDS_MAX: usize = 8;
@@ -101,12 +104,24 @@ struct Memory {
     /// When it was told last that the connection broke, and whether it is to be told that it is back.
     broke_at: Option<Instant>,
     tells_back: bool,
+    /// Whether it is to be told that looks work again.
+    tells_looked: bool,
+    /// Since when looks fail.
+    failing_since: Option<Instant>,
 }
 
 impl Memory {
     fn new(keeper: Keeper) -> Self {
-        let (was_connected, retry, told_at) = (true, RETRY_PAUSE, None);
-        Self { keeper, was_connected, retry, told_at, broke_at: None, tells_back: false }
+        Self {
+            keeper,
+            was_connected: true,
+            retry: RETRY_PAUSE,
+            told_at: None,
+            broke_at: None,
+            tells_back: false,
+            tells_looked: false,
+            failing_since: None,
+        }
     }
 }
 
@@ -184,10 +199,17 @@ impl Supervisor {
             Some(denied) => OpenError::Refused(denied),
             None => error,
         });
+        if let Err(OpenError::Behind(reason)) = &outcome {
+            // What it would answer is less than was answered before.
+            self.stand(Standing::NotYet(reason.clone()));
+        }
         match outcome {
             Ok(()) => {
                 self.notices.set_unlooked(None);
-                memory.told_at = None;
+                (memory.told_at, memory.failing_since) = (None, None);
+                if std::mem::take(&mut memory.tells_looked) {
+                    info!("the stream can be looked at again");
+                }
                 self.stand(Standing::Open);
                 self.settled.send_replace(Some(disturbances));
                 true
@@ -196,14 +218,26 @@ impl Supervisor {
                 self.stand(Standing::Broken(reason));
                 false
             }
-            Err(OpenError::NotNow(reason)) => {
+            Err(OpenError::NotNow(reason) | OpenError::Behind(reason)) => {
                 self.notices.set_unlooked(Some(reason.clone()));
+                self.go_elsewhere(memory);
                 if memory.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
                     warn!(reason, "the stream cannot be looked at");
-                    memory.told_at = Some(Instant::now());
+                    (memory.told_at, memory.tells_looked) = (Some(Instant::now()), true);
                 }
                 false
             }
+        }
+    }
+
+    /// Where looks go on to fail, another one of the servers may do better: one that is cut off from the
+    /// others keeps its connections.
+    fn go_elsewhere(&self, memory: &mut Memory) {
+        let since = *memory.failing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= ELSEWHERE_AFTER && self.config.nats_urls.len() > 1 {
+            debug!("connecting anew, perhaps to another server");
+            self.link.leave();
+            memory.failing_since = None;
         }
     }
 
@@ -221,8 +255,12 @@ impl Supervisor {
 
     async fn try_look(&self, memory: &mut Memory) -> Result<(), OpenError> {
         let acknowledged = self.reader.acknowledged();
+        let known = self.reader.last_sequence();
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
+        if state.is_cut_off && state.last_sequence < known {
+            return Err(OpenError::Behind(CUT_OFF.to_owned()));
+        }
         for text in looked.lost {
             if self.notices.lost(&text) {
                 error!("{text}");
@@ -326,7 +364,7 @@ impl Supervisor {
                     self.standing.send_replace(Standing::Refused(reason));
                     return false;
                 }
-                Err(OpenError::NotNow(reason)) => {
+                Err(OpenError::NotNow(reason) | OpenError::Behind(reason)) => {
                     if told.is_none_or(|at| at.elapsed() >= self.options.health_check_interval) {
                         warn!(reason, "the store cannot be opened yet, trying on");
                         told = Some(Instant::now());

@@ -25,6 +25,9 @@ pub const WHY_UNANSWERED: &str = "if that lasts, its disk is full or fails, or t
 const LAG_MAX: u64 = 256;
 const SILENT_MAX: Duration = Duration::from_secs(3);
 
+/// After which silence of most replicas a leader may be none any more.
+const CUT_OFF_MIN: Duration = Duration::from_secs(2);
+
 /// Error codes of nats-server (`server/errors.json` there).
 pub mod code {
     pub const ACCOUNT_LIMIT: u64 = 10_002;
@@ -218,6 +221,9 @@ pub struct StreamState {
     pub leader_since: String,
     /// Replicas other than the leader, with what is wrong with each, if something is.
     pub peers: Vec<(String, Option<String>)>,
+    /// Whether who answers as the leader has not heard of most of the others for some time: there may be
+    /// another leader by now, which knows more.
+    pub is_cut_off: bool,
 }
 
 /// Looks at the stream.
@@ -232,6 +238,7 @@ impl StreamState {
         let limit = |value: &Value| value.as_i64().and_then(|n| u64::try_from(n).ok());
         let (state, config) = (&info["state"], &info["config"]);
         let peers = info["cluster"]["replicas"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let heard = 1 + peers.iter().filter(|peer| is_heard(peer)).count();
         Self {
             created: info["created"].as_str().unwrap_or_default().to_owned(),
             messages: number(&state["messages"]),
@@ -245,6 +252,7 @@ impl StreamState {
             leader: info["cluster"]["leader"].as_str().map(str::to_owned),
             leader_since: info["cluster"]["leader_since"].as_str().unwrap_or_default().to_owned(),
             peers: peers.iter().map(peer).collect(),
+            is_cut_off: heard <= peers.len().div_ceil(2),
         }
     }
 }
@@ -259,6 +267,14 @@ pub async fn mirror(link: &Link) -> Result<Option<String>, ApiError> {
         config["mirror"]["name"] == STREAM && config["mirror_direct"] == true
     });
     Ok(mirror.and_then(|stream| Some(stream["config"]["name"].as_str()?.to_owned())))
+}
+
+/// Whether the leader has heard of a replica lately; they tell of themselves each second.
+fn is_heard(peer: &Value) -> bool {
+    let silent = Duration::from_nanos(peer["active"].as_u64().unwrap_or(0));
+    peer["offline"] != true
+        && silent < CUT_OFF_MIN
+        && !(silent.is_zero() && peer["current"] == false)
 }
 
 fn peer(peer: &Value) -> (String, Option<String>) {
@@ -290,6 +306,26 @@ pub fn request(json: &Value) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_that_does_not_hear_most_of_the_others_may_be_none() {
+        for (silences, cut_off) in [
+            (vec![], false),
+            (vec![1_900, 5_000], false),
+            (vec![2_000, 2_000], true),
+            (vec![0, 5_000], true),
+            (vec![1, 1, 9_000, 9_000], false),
+            (vec![1, 9_000, 9_000, 9_000], true),
+            (vec![9_000], true),
+        ] {
+            let replicas: Vec<_> = silences
+                .iter()
+                .map(|millis: &u64| json!({ "active": millis * 1_000_000, "current": *millis > 0 }))
+                .collect();
+            let info = json!({ "cluster": { "name": "c", "replicas": replicas } });
+            assert_eq!(StreamState::read(&info).is_cut_off, cut_off, "{silences:?}");
+        }
+    }
 
     #[test]
     fn a_replica_that_keeps_up_is_not_faulty() {

@@ -58,6 +58,7 @@ pub struct Link {
     changes: watch::Receiver<u64>,
     /// Tells that nats-server takes only small messages.
     small: Arc<Notify>,
+    elsewhere: Arc<Notify>,
     dispatcher: JoinHandle<()>,
     healer: JoinHandle<()>,
 }
@@ -95,12 +96,14 @@ impl Link {
         });
         let (deaf, again) = (Arc::clone(&waiters), client.clone());
         let small = Arc::new(Notify::new());
-        let is_small = Arc::clone(&small);
+        let elsewhere = Arc::new(Notify::new());
+        let (is_small, leaves) = (Arc::clone(&small), Arc::clone(&elsewhere));
         let healer = tokio::spawn(async move {
             loop {
                 let pause = tokio::select! {
                     () = deaf.deaf() => DEAF_PAUSE,
                     () = is_small.notified() => SMALL_PAUSE,
+                    () = leaves.notified() => Duration::ZERO,
                 };
                 tokio::time::sleep(pause).await;
                 let takes_all = again.server_info().max_payload >= PAYLOAD_MIN;
@@ -115,7 +118,24 @@ impl Link {
         });
         let tls = urls.contains("tls://") || options.tls_ca_file.is_some();
         let pulse = Pulse::default();
-        Ok(Self { client, urls, tls, inbox, waiters, pulse, changes, small, dispatcher, healer })
+        Ok(Self {
+            client,
+            urls,
+            tls,
+            inbox,
+            waiters,
+            pulse,
+            changes,
+            small,
+            elsewhere,
+            dispatcher,
+            healer,
+        })
+    }
+
+    /// Connects anew, perhaps to another server: the one that it is connected to cannot do anything.
+    pub fn leave(&self) {
+        self.elsewhere.notify_one();
     }
 
     /// The servers, as messages may show them.

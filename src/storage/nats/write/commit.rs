@@ -305,6 +305,17 @@ impl Commit {
         }
     }
 
+    /// The token that it creates or moves, and its workflow.
+    pub fn token(&self) -> Option<(&WorkflowId, Uuid)> {
+        match (&self.kind, &self.target) {
+            (
+                Kind::Move { workflow, .. } | Kind::CreateToken { workflow },
+                Target::Token(token),
+            ) => Some((workflow, *token)),
+            _ => None,
+        }
+    }
+
     /// The ids of the token's newest events once it is committed, the newest first.
     pub fn events(&self) -> Vec<Uuid> {
         events_after(self.event_id, &self.earlier)

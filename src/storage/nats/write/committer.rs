@@ -9,7 +9,6 @@ use tracing::debug;
 
 use super::arbiter::{Arbiter, Whose};
 use super::batch::{self, Answered, BatchError};
-use super::commit::Target;
 use super::doubts::Doubts;
 use super::end_of_stream::EndOfStream;
 use super::gather::{self, Gathering};
@@ -461,22 +460,22 @@ impl Committer {
         let now = Instant::now();
         self.reader.record_acknowledged(last);
         self.meter.end_trouble(group.iter().map(|pending| pending.bytes).sum());
-        let partial = std::mem::take(&mut self.partial);
-        if partial {
+        if std::mem::take(&mut self.partial) {
             self.meter.record_partial();
             self.life.want_look();
         }
         // This server's own record comes before them.
         let first = last - count as u64;
-        self.end.written(first..=last, self.life.number(), partial, self.meter.mended());
+        self.end.written(first..=last, self.life.number());
         let mut next = last + 1 - count as u64;
         for pending in group {
             let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);
             next += commit.messages.len() as u64;
-            if let Target::Token(token) = commit.target {
+            if let Some((workflow, token)) = commit.token() {
                 let leaving = Leaving { sequence: next - 1, not_before: sent, not_after: now };
                 let departure = commit.leaves().then_some(leaving);
-                let known = Known { state, events: commit.events(), departure };
+                let (workflow, events) = (workflow.clone(), commit.events());
+                let known = Known { workflow, state, events, departure };
                 self.reader.known.record(token, known, begun);
             }
             self.gathering.changed(commit.target.clone(), state);

@@ -42,15 +42,13 @@ pub struct EndOfStream {
     whole: (u64, u64),
     /// What others wrote right before batches of this server, and is still to be looked at.
     preceding: Arc<Preceding>,
-    /// Repairs of this server when its last batch was stored.
-    mended: u64,
     /// When it is looked at again, if a look has failed.
     look_at: Option<Instant>,
 }
 
 impl EndOfStream {
     pub fn new(signals: Signals, preceding: Arc<Preceding>) -> Self {
-        Self { signals, whole: (0, 0), preceding, mended: 0, look_at: None }
+        Self { signals, whole: (0, 0), preceding, look_at: None }
     }
 
     /// Whether what stands at this sequence is known to be part of a whole change: it was written by this
@@ -72,24 +70,10 @@ impl EndOfStream {
             && self.look_at.is_none_or(|at| at <= Instant::now())
     }
 
-    /// A batch of this server was stored whole, with these sequences. `partial` says that another one may
-    /// have been, or a part of it, since the last one that was; `mended` is how many repairs it has made.
-    pub fn written(
-        &mut self,
-        sequences: RangeInclusive<u64>,
-        life: u64,
-        partial: bool,
-        mended: u64,
-    ) {
-        let alone = !partial && self.mended == mended;
-        self.mended = mended;
+    /// A batch of this server was stored whole, with these sequences.
+    pub fn written(&mut self, sequences: RangeInclusive<u64>, life: u64) {
         if self.whole.0 == life {
-            let before = self.whole.1 + 1..=sequences.start() - 1;
-            if !alone {
-                self.preceding.push_all(before);
-            } else if !before.is_empty() {
-                self.preceding.push(before);
-            }
+            self.preceding.push(self.whole.1 + 1..=sequences.start() - 1);
             self.whole.1 = self.whole.1.max(*sequences.end());
         }
     }
@@ -121,7 +105,7 @@ impl EndOfStream {
             Ok(last) => {
                 // That the end is whole does not say that all before it is: this server's own batches, or
                 // those of the one that ran here before, may stand behind what others left.
-                self.preceding.push_all(self.whole.1 + 1..=last);
+                self.preceding.push(self.whole.1 + 1..=last);
                 self.whole = (life, last);
                 self.look_at = None;
                 self.signals.looked.send_replace(disturbances);

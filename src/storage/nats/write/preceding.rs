@@ -1,255 +1,239 @@
-//! What others wrote right before this server's batches.
+//! What others wrote before this server's batches.
 //!
 //! A change that was cut is mended by its sender, or after a restart of nats-server by whoever looks at the
 //! end of the stream. Where the sender dies and nats-server does not, as a limit has cut the change, none
 //! of the two happens. But the cut change is the last one that its sender wrote, so somebody else's batch
-//! comes right after it: that server looks at it. And no move relies on a token that others have written
-//! since this server's last batch, or that is still to be looked at, before it is seen whole.
+//! comes right after it. So each server looks at the end of each batch that others have written between
+//! two of its own, whether it heard what became of those or not: one read each, as a batch says how long it
+//! is, and mostly ends in a departure, which is the last message of a change.
 //!
-//! Where that batch was not acknowledged, its place is not known, or only later. Then every batch is looked
-//! at that was written meanwhile.
+//! No move relies on a token that was written there before that is done, unless it sees itself that the
+//! token is whole: that somebody else looks, too, does not say that he has.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, warn};
-use uuid::Uuid;
 
 use super::mend::{Mender, State};
 use crate::storage::StorageError;
 use crate::storage::nats::read::reader::RUN_MESSAGES_MAX;
 use crate::storage::nats::read::stored::Stored;
 
-/// Parts of the stream that wait at most; the oldest are forgotten first.
-const WAITING_MAX: usize = 1_024;
+/// A range of sequences.
+type Range = RangeInclusive<u64>;
 
-/// Messages before a batch that are looked at one by one, until one is part of a change. Others are what
-/// servers write of themselves, and where these have gone there is nothing.
-const STEPS_MAX: usize = 16;
+/// Ranges that wait; from then on new ones are joined with the newest.
+const WAITING_MAX: usize = 256;
 
-/// Before that, where servers wrote of themselves alone for long, so many are looked at in runs.
+/// Ranges that are looked at at once, and steps of one before it is the turn of others.
+const AT_ONCE: usize = 8;
+const STEPS_MAX: usize = 64;
+
+/// Sequences of a range that are looked at, from its end. What stands before them others have seen long ago.
 const BEFORE_MAX: u64 = 4_096;
 
-/// Sequences of a window: where every batch is looked at, that is done window by window.
-const WINDOW: u64 = 1_024;
+/// Steps over messages that are gone, after which a stretch of so many sequences is read at once.
+const GONE_MAX: usize = 4;
+const STRETCH: u64 = 256;
 
-/// Time for the runs of one part.
-const RUNS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Time for one stretch. In a cluster that is one message after the other.
+const STRETCH_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Pause before it is looked at again where that was not possible.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A part of the stream, and what of it is still to be looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    /// What others wrote before a batch of this server: the last change there.
-    Before(RangeInclusive<u64>),
-    /// Where this server may have written, too, and does not know where: the last change of each batch. It
-    /// is the window with this number.
-    Window(u64),
-}
-
-impl Part {
-    fn range(&self) -> RangeInclusive<u64> {
-        match self {
-            Part::Before(range) => range.clone(),
-            Part::Window(number) => number * WINDOW..=number * WINDOW + WINDOW - 1,
-        }
-    }
-}
-
 /// The parts of the stream that are still to be looked at.
 #[derive(Default)]
 pub struct Preceding {
-    parts: Mutex<Parts>,
+    ranges: Mutex<Ranges>,
     added: Notify,
 }
 
-#[derive(Default)]
-struct Parts {
-    waiting: VecDeque<Part>,
-    /// The one that is looked at now.
-    current: Option<Part>,
+#[derive(Debug, Default)]
+struct Ranges {
+    waiting: VecDeque<Range>,
+    /// Those that are looked at now.
+    current: Vec<Range>,
 }
 
-impl Parts {
-    fn add(&mut self, part: Part) {
-        if self.waiting.contains(&part) {
-            return;
+impl Ranges {
+    /// Adds a range, as part of another one where they touch.
+    fn add(&mut self, range: Range) {
+        let touches = |there: &&mut Range| {
+            *there.start() <= range.end() + 1 && *range.start() <= there.end() + 1
+        };
+        let is_full = self.waiting.len() >= WAITING_MAX;
+        let there = match self.waiting.iter_mut().find(touches) {
+            None if is_full => self.waiting.back_mut(),
+            there => there,
+        };
+        match there {
+            Some(there) => {
+                let start = *there.start().min(range.start());
+                *there = start..=*there.end().max(range.end());
+            }
+            None => self.waiting.push_back(range),
         }
-        if self.waiting.len() == WAITING_MAX {
-            self.waiting.pop_front();
-        }
-        self.waiting.push_back(part);
     }
 }
 
 impl Preceding {
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ranges(&self) -> MutexGuard<'_, Ranges> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what others wrote right before a batch of this server.
-    pub fn push(&self, range: RangeInclusive<u64>) {
-        self.parts().add(Part::Before(range));
-        self.added.notify_one();
-    }
-
-    /// Adds what was written while this server did not hear what became of its own batches: one of them may
-    /// stand right behind a cut change of another server, and is not the last that stands here. Of a long
-    /// range only the end is looked at.
-    pub fn push_all(&self, range: RangeInclusive<u64>) {
+    /// Adds what others may have written.
+    pub fn push(&self, range: Range) {
         if range.is_empty() {
             return;
         }
-        let start = range.end().saturating_sub(BEFORE_MAX).max(*range.start());
-        let windows = start / WINDOW..=range.end() / WINDOW;
-        let mut parts = self.parts();
-        windows.rev().for_each(|window| parts.add(Part::Window(window)));
-        drop(parts);
+        let start = range.end().saturating_sub(BEFORE_MAX - 1).max(*range.start());
+        self.ranges().add(start..=*range.end());
         self.added.notify_one();
     }
 
-    /// Adds what stands before this sequence, where a change of this server was found.
+    /// Adds what stands before this sequence, where something of this server was found.
     pub fn push_before(&self, sequence: u64) {
-        self.push_all(1..=sequence);
+        self.push(1..=sequence);
     }
 
     /// Forgets everything: it is another stream.
     pub fn forget(&self) {
-        self.parts().waiting.clear();
+        self.ranges().waiting.clear();
     }
 
     /// Whether this sequence is still to be looked at.
     pub fn holds(&self, sequence: u64) -> bool {
-        let parts = self.parts();
-        let mut all = parts.waiting.iter().chain(&parts.current);
-        all.any(|part| part.range().contains(&sequence))
+        let ranges = self.ranges();
+        ranges.waiting.iter().chain(&ranges.current).any(|range| range.contains(&sequence))
     }
 
-    fn take(&self) -> Option<Part> {
-        let mut parts = self.parts();
-        parts.current = parts.waiting.pop_front();
-        parts.current.clone()
+    /// Takes those that are next.
+    fn take(&self) -> Vec<Range> {
+        let mut ranges = self.ranges();
+        let count = ranges.waiting.len().min(AT_ONCE);
+        ranges.current = ranges.waiting.drain(..count).collect();
+        ranges.current.clone()
+    }
+
+    /// Puts back what is left of those that were taken.
+    fn put_back(&self, rest: impl Iterator<Item = Range>) {
+        let mut ranges = self.ranges();
+        rest.for_each(|range| ranges.add(range));
+        ranges.current.clear();
     }
 
     /// Looks at them, for ever.
     pub async fn run(self: Arc<Self>, mender: Arc<Mender>) {
         loop {
-            let Some(part) = self.take() else {
+            let ranges = self.take();
+            if ranges.is_empty() {
                 self.added.notified().await;
                 continue;
-            };
-            let looked = match &part {
-                Part::Before(range) => mend_last(&mender, range.clone()).await,
-                Part::Window(_) => mend_each(&mender, part.range()).await,
-            };
-            if let Err(error) = looked {
-                debug!(%error, ?part, "what others wrote cannot be looked at yet");
-                // It does not hold up the others.
-                self.parts().add(part);
+            }
+            let looks = ranges.into_iter().map(|range| look_back(&mender, range));
+            let (rest, worked): (Vec<_>, Vec<_>) = join_all(looks).await.into_iter().unzip();
+            self.put_back(rest.into_iter().flatten());
+            if worked.contains(&false) {
                 sleep(PAUSE).await;
             }
         }
     }
 }
 
-/// Mends the last change of each batch in this range, if it is cut.
-async fn mend_each(mender: &Mender, range: RangeInclusive<u64>) -> Result<(), StorageError> {
-    for sequence in last_of_each(mender, range).await?.into_iter().rev() {
-        if let Some(message) = mender.reader.at(sequence).await? {
-            mend(mender, &message).await?;
+/// Looks at the last change of each batch in a range, from its end, for a number of steps. Gives what is
+/// left of it, and whether it can go on at once.
+async fn look_back(mender: &Mender, range: Range) -> (Option<Range>, bool) {
+    let (start, mut next, mut gone) = (*range.start(), *range.end(), 0);
+    for _ in 0..STEPS_MAX {
+        if next < start {
+            return (None, true);
         }
-    }
-    Ok(())
-}
-
-/// The last message that is there of each batch in this range, in their order, unless it shows that its
-/// change is whole. One that is of no batch stands for itself.
-async fn last_of_each(
-    mender: &Mender,
-    range: RangeInclusive<u64>,
-) -> Result<Vec<u64>, StorageError> {
-    let mut ends: Vec<(Option<Uuid>, u64, bool)> = Vec::new();
-    each(mender, range, |message| {
-        let (batch, is_departure) = (message.marks.batch, message.is_departure());
-        match ends.last_mut() {
-            Some(last) if batch.is_some() && last.0 == batch => {
-                (last.1, last.2) = (message.sequence, is_departure);
+        let step = if gone < GONE_MAX {
+            step_back(mender, next).await
+        } else {
+            look_at_stretch(mender, start.max(next.saturating_sub(STRETCH - 1))..=next).await
+        };
+        match step {
+            Ok(Step::Gone) => (next, gone) = (next - 1, gone + 1),
+            Ok(Step::LookedFrom(first)) => (next, gone) = (first - 1, 0),
+            // It does not become readable.
+            Err(error @ StorageError::Corrupt { .. }) => {
+                error!(sequence = next, %error, "whether what others wrote is whole cannot be told");
+                next -= 1;
             }
-            _ => ends.push((batch, message.sequence, is_departure)),
-        }
-    })
-    .await?;
-    let unsure = ends.into_iter().filter(|(_, _, is_departure)| !is_departure);
-    Ok(unsure.map(|(_, sequence, _)| sequence).collect())
-}
-
-/// Mends the last change in this range, if it is cut.
-async fn mend_last(mender: &Mender, range: RangeInclusive<u64>) -> Result<(), StorageError> {
-    for sequence in range.clone().rev().take(STEPS_MAX) {
-        if let Some(message) = mender.reader.at(sequence).await?
-            && mend(mender, &message).await?
-        {
-            return Ok(());
+            Err(error) => {
+                debug!(%error, ?range, "what others wrote cannot be looked at yet");
+                return (Some(start..=next), false);
+            }
         }
     }
-    let Some(end) = range.end().checked_sub(STEPS_MAX as u64) else { return Ok(()) };
-    let start = end.saturating_sub(BEFORE_MAX).max(*range.start());
-    for message in existing(mender, start..=end).await?.iter().rev() {
-        if mend(mender, message).await? {
-            return Ok(());
-        }
+    ((start <= next).then_some(start..=next), true)
+}
+
+/// What a step has found.
+enum Step {
+    /// There is no message with this sequence any more.
+    Gone,
+    /// A batch, or a stretch, that begins with this one, and is looked at.
+    LookedFrom(u64),
+}
+
+/// Looks at the batch that this message is a part of, where nothing of it comes after.
+async fn step_back(mender: &Mender, sequence: u64) -> Result<Step, StorageError> {
+    let Some(message) = mender.reader.at(sequence).await? else { return Ok(Step::Gone) };
+    if !message.is_departure() {
+        mend(mender, &message).await?;
     }
-    Ok(())
+    Ok(Step::LookedFrom(first_of(&message)))
 }
 
-/// The last messages that are still there of these, in their order. Of servers' records each newer one has
-/// removed the one before, so there are few, and the last change is among them.
-async fn existing(
-    mender: &Mender,
-    range: RangeInclusive<u64>,
-) -> Result<VecDeque<Stored>, StorageError> {
-    let mut there = VecDeque::new();
-    each(mender, range, |message| {
-        if there.len() == STEPS_MAX {
-            there.pop_front();
-        }
-        there.push_back(message);
-    })
-    .await?;
-    Ok(there)
+/// The first message of the batch of this one. What was written alone says nothing of a batch.
+fn first_of(message: &Stored) -> u64 {
+    let before = message.marks.in_batch.unwrap_or(1).saturating_sub(1);
+    message.sequence.saturating_sub(before).max(1)
 }
 
-/// Reads the messages that are still there of these, in their order.
-async fn each(
-    mender: &Mender,
-    range: RangeInclusive<u64>,
-    mut take: impl FnMut(Stored),
-) -> Result<(), StorageError> {
-    let (until, mut next) = (Instant::now() + RUNS_WAIT_MAX, *range.start());
+/// Looks at the batches of a stretch in which many messages are gone.
+async fn look_at_stretch(mender: &Mender, range: Range) -> Result<Step, StorageError> {
+    let (until, mut next) = (Instant::now() + STRETCH_WAIT_MAX, *range.start());
+    // The last message of each batch, with the first one of it.
+    let mut ends: Vec<(u64, u64, bool)> = Vec::new();
     while next <= *range.end() {
-        let run = mender.reader.events(">", next, RUN_MESSAGES_MAX, until).await?;
+        let run = mender.reader.events(">", next, RUN_MESSAGES_MAX.min(STRETCH as usize), until);
+        let run = run.await?;
         let Some(last) = run.messages.last().map(|message| message.sequence) else { break };
-        run.messages.into_iter().filter(|it| range.contains(&it.sequence)).for_each(&mut take);
+        for message in run.messages.iter().filter(|message| range.contains(&message.sequence)) {
+            let end = (message.sequence, first_of(message), message.is_departure());
+            match ends.last_mut() {
+                Some(there) if there.1 == end.1 => *there = end,
+                _ => ends.push(end),
+            }
+        }
         if !run.more {
             break;
         }
         next = last + 1;
     }
-    Ok(())
+    for (sequence, ..) in ends.iter().rev().filter(|(.., is_departure)| !is_departure) {
+        if let Some(message) = mender.reader.at(*sequence).await? {
+            mend(mender, &message).await?;
+        }
+    }
+    Ok(Step::LookedFrom(*range.start()))
 }
 
-/// Mends the change of a message, if it is cut. Whether it is part of one.
-async fn mend(mender: &Mender, message: &Stored) -> Result<bool, StorageError> {
+/// Mends the change of a message, if it is cut.
+async fn mend(mender: &Mender, message: &Stored) -> Result<(), StorageError> {
     let (subject, sequence) = (&message.subject, message.sequence);
     match mender.mend_change_of(message).await {
-        Ok(State::NoChange) => return Ok(false),
-        Ok(State::Whole) => {}
+        Ok(State::NoChange | State::Whole) => {}
         Ok(State::Mended) => {
             warn!(subject, sequence, "the rest of this change was cut off; it is written now");
         }
@@ -259,5 +243,5 @@ async fn mend(mender: &Mender, message: &Stored) -> Result<bool, StorageError> {
         }
         Err(error) => return Err(error),
     }
-    Ok(true)
+    Ok(())
 }
