@@ -1,7 +1,7 @@
 //! Reads of single messages and of runs of them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub struct Reader {
     singles: Semaphore,
     runs: Semaphore,
     decoders: [Semaphore; 2],
-    copies: Mutex<Copies>,
+    copies: Copies,
     /// The highest sequence that is known of.
     last: AtomicU64,
     /// The highest one that was acknowledged to this server. What was only read, a kill of nats-server
@@ -81,12 +81,13 @@ pub struct Reader {
 }
 
 /// What copies of the stream there are.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct Copies {
     /// Whether several nats-servers may hold it.
-    several: bool,
-    /// A stream that mirrors it and answers its direct gets.
-    mirror: Option<String>,
+    several: AtomicBool,
+    /// A stream that mirrors it and answers its direct gets, and whether there is one.
+    mirror: Mutex<Option<String>>,
+    is_mirrored: AtomicBool,
 }
 
 /// Part of the messages on a subject, in their order.
@@ -107,7 +108,7 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
         let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (epoch, copies) = (Arc::<Epoch>::default(), Mutex::default());
+        let (epoch, copies) = (Arc::<Epoch>::default(), Copies::default());
         let (hints, known) = (Hints::new(Arc::clone(&epoch)), KnownTokens::new(Arc::clone(&epoch)));
         let [singles, runs] = [SINGLES_PARTS, RUNS_MAX].map(Semaphore::new);
         let decoders = [DECODED_AT_ONCE; 2].map(Semaphore::new);
@@ -126,8 +127,8 @@ impl Reader {
         }
     }
 
-    fn copies(&self) -> MutexGuard<'_, Copies> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mirrored(&self) -> MutexGuard<'_, Option<String>> {
+        self.copies.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets what was known of the stream: it is another one.
@@ -147,28 +148,28 @@ impl Reader {
 
     /// Notes whether there may be several copies of it.
     pub fn set_copies(&self, state: &StreamState) {
-        self.copies().several = state.clustered || state.replicas > 1;
+        self.copies.several.store(state.clustered || state.replicas > 1, Ordering::Release);
     }
 
     /// Notes the stream that mirrors ours, if there is one.
     pub fn set_mirror(&self, mirror: Option<String>) {
-        self.copies().mirror = mirror;
+        self.copies.is_mirrored.store(mirror.is_some(), Ordering::Release);
+        *self.mirrored() = mirror;
     }
 
     /// The stream that mirrors ours and answers its direct gets, if there is one.
     pub fn mirror(&self) -> Option<String> {
-        self.copies().mirror.clone()
+        self.mirrored().clone()
     }
 
     /// Whether a direct get is answered by the stream's only copy.
     pub fn is_only_copy(&self) -> bool {
-        let copies = self.copies();
-        !copies.several && copies.mirror.is_none()
+        !self.has_copies() && !self.copies.is_mirrored.load(Ordering::Acquire)
     }
 
     /// Whether several nats-servers may hold the stream.
     pub fn has_copies(&self) -> bool {
-        self.copies().several
+        self.copies.several.load(Ordering::Acquire)
     }
 
     /// The highest sequence that is known of.

@@ -109,9 +109,9 @@ pub async fn find(
     token: Uuid,
 ) -> Result<Option<Standing>, StorageError> {
     let begun = reader.epoch.now();
-    let found = search(reader, workflow, token).await?.standing;
-    note(reader, token, found.as_ref(), begun);
-    Ok(found)
+    let found = search(reader, workflow, token).await?;
+    note(reader, token, &found, begun);
+    Ok(found.standing)
 }
 
 /// The same for who is told of it: never less than was seen here before.
@@ -123,11 +123,9 @@ pub async fn find_surely(
     sure(reader, token, Some(workflow), || search(reader, workflow, token)).await
 }
 
-fn note(reader: &Reader, token: Uuid, found: Option<&Standing>, begun: u64) {
-    if let Some(found) = found
-        && let Some((workflow, ..)) = names::parse_token(&found.state.subject)
-    {
-        reader.known.record(token, Known::read(&workflow, found, Instant::now()), begun);
+fn note(reader: &Reader, token: Uuid, found: &Outcome, begun: u64) {
+    if let (Some(standing), Some(workflow)) = (&found.standing, &found.workflow) {
+        reader.known.record(token, Known::read(workflow, standing, Instant::now()), begun);
     }
 }
 
@@ -146,6 +144,8 @@ pub async fn find_anywhere(
 #[derive(Default)]
 struct Outcome {
     standing: Option<Standing>,
+    /// In which workflow, if it has found something.
+    workflow: Option<WorkflowId>,
     /// It found nothing where a departure leads.
     led_nowhere: bool,
 }
@@ -161,11 +161,12 @@ async fn search(
         match search.on(found) {
             None => {}
             Some(End::Found(standing)) => {
-                return Ok(Outcome { standing: Some(*standing), led_nowhere: false });
+                let (standing, workflow) = (Some(*standing), Some(workflow.clone()));
+                return Ok(Outcome { standing, workflow, led_nowhere: false });
             }
             Some(End::Nothing) => {
                 let led_nowhere = search.led_nowhere.is_some();
-                return Ok(Outcome { standing: None, led_nowhere });
+                return Ok(Outcome { led_nowhere, ..Outcome::default() });
             }
             Some(End::Restless) => {
                 return Err(unavailable(format!("token {token} moves on faster than it is read")));
@@ -205,15 +206,16 @@ async fn sure<F: Future<Output = Result<Outcome, StorageError>>>(
 ) -> Result<Option<Standing>, StorageError> {
     let (begun, mut doubted) = (reader.epoch.now(), None);
     loop {
-        let Outcome { standing, led_nowhere } = search().await?;
+        let found = search().await?;
+        let Outcome { standing, led_nowhere, .. } = &found;
         let known = if reader.has_copies() { reader.known.state(token, workflow) } else { None };
-        let is_doubtful = match &standing {
+        let is_doubtful = match standing {
             Some(standing) => known.is_some_and(|known| standing.state.sequence < known),
-            None => reader.has_copies() && (known.is_some() || led_nowhere),
+            None => reader.has_copies() && (known.is_some() || *led_nowhere),
         };
         if !is_doubtful || reader.epoch.now() != begun {
-            note(reader, token, standing.as_ref(), begun);
-            return Ok(standing);
+            note(reader, token, &found, begun);
+            return Ok(found.standing);
         }
         if doubted.get_or_insert_with(Instant::now).elapsed() < DOUBT_MAX {
             sleep(DOUBT_PAUSE).await;
