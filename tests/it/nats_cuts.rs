@@ -250,7 +250,8 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
             publish_shifted(&bus, &by_another).await;
         }
         // Servers go on to write of themselves.
-        for _ in 0..RECORDS {
+        let records = if how == GoesOn::Third { 0 } else { RECORDS };
+        for _ in 0..records {
             bus.publish_raw(&record(bus.last_sequence().await + 1)).await;
         }
         let mut expected = after(was, will_be, &messages[..cut]);
