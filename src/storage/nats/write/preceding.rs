@@ -151,11 +151,14 @@ impl Preceding {
 /// left of it, and whether it can go on at once.
 async fn look_back(mender: &Mender, range: Range) -> (Option<Range>, bool) {
     let (start, mut next, mut gone) = (*range.start(), *range.end(), 0);
+    // Whether a stretch holds something unreadable: which message that is, single steps tell.
+    let mut alone = false;
     for _ in 0..STEPS_MAX {
         if next < start {
             return (None, true);
         }
-        let step = if gone < GONE_MAX {
+        let is_single = gone < GONE_MAX || alone;
+        let step = if is_single {
             step_back(mender, next).await
         } else {
             look_at_stretch(mender, start.max(next.saturating_sub(STRETCH - 1))..=next).await
@@ -163,6 +166,7 @@ async fn look_back(mender: &Mender, range: Range) -> (Option<Range>, bool) {
         match step {
             Ok(Step::Gone) => (next, gone) = (next - 1, gone + 1),
             Ok(Step::LookedFrom(first)) => (next, gone) = (first - 1, 0),
+            Err(StorageError::Corrupt { .. }) if !is_single => alone = true,
             // It does not become readable.
             Err(error @ StorageError::Corrupt { .. }) => {
                 error!(sequence = next, %error, "whether what others wrote is whole cannot be told");
