@@ -258,13 +258,13 @@ impl Supervisor {
         let known = self.reader.last_sequence();
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
-        if state.is_cut_off && state.last_sequence < known {
-            return Err(OpenError::Behind(CUT_OFF.to_owned()));
-        }
         for text in looked.lost {
             if self.notices.lost(&text) {
                 error!("{text}");
             }
+        }
+        if state.is_cut_off && state.last_sequence < known {
+            return Err(OpenError::Behind(CUT_OFF.to_owned()));
         }
         if let Some(wrong) = looked.wrong {
             // What that has cost at once, such as all that no consumer asks for, is not answered any more.
