@@ -4,6 +4,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 
 /// Counts the lives of the store. What is remembered after a wait belongs to the life in which that began.
@@ -35,7 +36,7 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     }
 
     /// What is remembered in this life.
-    pub fn get(&self, key: &K) -> Option<V> {
+    pub fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<V> {
         let (of, value) = self.cache.get(key)?;
         (of == self.epoch.now()).then_some(value)
     }

@@ -68,7 +68,7 @@ impl Hints {
     }
 
     pub fn of(&self, filter: &str) -> Hint {
-        self.filters.get(&filter.to_owned()).unwrap_or_default()
+        self.filters.get(filter).unwrap_or_default()
     }
 
     /// Notes that many subjects match, as has been seen since `begun`.

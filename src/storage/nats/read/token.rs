@@ -129,9 +129,9 @@ fn note(reader: &Reader, token: Uuid, found: &Outcome, begun: u64) {
     }
 }
 
-/// Finds a token by its id alone, never less than was seen here before: in the workflow that the id names, or in the one that its pointer
-/// leads to. Two gets; one more where it meets a departure, where another workflow has the same hash,
-/// and for a hash that is not known yet.
+/// Finds a token by its id alone, never less than was seen here before: in the workflow that the id
+/// names, or in the one that its pointer leads to. Two gets; one more where it meets a departure, where
+/// another workflow has the same hash, and for a hash that is not known yet.
 pub async fn find_anywhere(
     reader: &Reader,
     index: &WorkflowIndex,

@@ -58,6 +58,7 @@ pub struct Link {
     changes: watch::Receiver<u64>,
     /// Tells that nats-server takes only small messages.
     small: Arc<Notify>,
+    /// Tells that another server is to be tried.
     elsewhere: Arc<Notify>,
     dispatcher: JoinHandle<()>,
     healer: JoinHandle<()>,

@@ -355,7 +355,6 @@ impl Committer {
         let culprit = match whose {
             Whose::Change(place) => Some(place),
             Whose::Unknown => None,
-            // One that wanted the end of the stream as it was has met another server's record there.
             Whose::Anchor(named) => {
                 refused(&mut group, self.reader.has_copies());
                 self.arbiter.preceding.push_before(named.sequence);
