@@ -10,10 +10,13 @@ use tokio::sync::Semaphore;
 use super::EngineError;
 use crate::domain::condition::PARSER_STACK_BYTES;
 use crate::domain::{Workflow, WorkflowId};
-use crate::storage::{StorageError, WorkflowStorage};
+use crate::storage::{StorageError, WorkflowStorage, cache};
 
 /// Bytes that kept definitions may take, as [`Workflow::memory_bytes`] estimates them.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes of a definition with the most conditions that are allowed, about.
+const LARGEST_BYTES: u64 = 30 << 20;
 
 /// Definitions that the cache is laid out for; its table grows up to the bytes above.
 const CACHE_ITEMS: usize = 1_024;
@@ -41,7 +44,7 @@ impl Weighter<WorkflowId, Arc<Workflow>> for Bytes {
 
 impl Definitions {
     pub fn new(storage: Arc<dyn WorkflowStorage>) -> Self {
-        let cache = Cache::with_weighter(CACHE_ITEMS, CACHE_BYTES_MAX, Bytes);
+        let cache = cache::bounded(CACHE_ITEMS, CACHE_BYTES_MAX, LARGEST_BYTES, Bytes);
         let life = AtomicU64::new(storage.life());
         Self { storage, cache, life }
     }
@@ -97,4 +100,40 @@ pub async fn compile<T: Send + 'static>(
     outcome
         .await
         .map_err(|_| EngineError::Defect { reason: "the parser of conditions panicked".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::limits::ALL_CONDITIONS_BYTES_MAX;
+    use crate::domain::{TransitionDraft, WorkflowDraft};
+
+    #[test]
+    fn a_definition_with_as_many_conditions_as_are_allowed_is_kept() {
+        let condition = "token.data.amount > 1000 || input.role == 'director'";
+        let transition = |n: usize| TransitionDraft {
+            id: format!("t{n}"),
+            name: None,
+            description: None,
+            from_places: vec!["a".to_owned()],
+            to_place: "b".to_owned(),
+            conditions: vec![condition.to_owned(); 4],
+        };
+        let count = ALL_CONDITIONS_BYTES_MAX / condition.len() / 4;
+        let draft = WorkflowDraft {
+            id: Some("w".to_owned()),
+            name: "w".to_owned(),
+            description: None,
+            places: vec!["a".to_owned(), "b".to_owned()],
+            initial_place: "a".to_owned(),
+            transitions: (0..count).map(transition).collect(),
+        };
+        let check = move || Workflow::check(draft, chrono::DateTime::UNIX_EPOCH);
+        let thread = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES).spawn(check);
+        let workflow = Arc::new(thread.unwrap().join().unwrap().unwrap());
+        assert!(workflow.memory_bytes() as u64 <= LARGEST_BYTES, "{}", workflow.memory_bytes());
+        let definitions = Definitions::new(Arc::new(crate::InMemoryStorage::new()));
+        definitions.remember(&workflow);
+        assert!(definitions.cache.get(&workflow.definition().id).is_some());
+    }
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::domain::{Change, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 
+pub mod cache;
 mod collect_all;
 pub mod memory;
 pub mod nats;

@@ -7,7 +7,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
-use crate::storage::StoredToken;
+use crate::storage::{StoredToken, cache};
 
 /// Bytes of memory that the kept tokens may take.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
@@ -46,7 +46,7 @@ impl Weighter<Uuid, Kept> for Bytes {
 
 impl Recent {
     pub fn new() -> Self {
-        Self { tokens: Cache::with_weighter(KEPT_TOKENS, KEPT_BYTES_MAX, Bytes) }
+        Self { tokens: cache::bounded(KEPT_TOKENS, KEPT_BYTES_MAX, TOKEN_BYTES_MAX, Bytes) }
     }
 
     pub fn get(&self, id: Uuid) -> Option<StoredToken> {

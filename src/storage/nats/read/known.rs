@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::epoch::Epoch;
 use super::stored::Stored;
 use crate::domain::{Token, WorkflowId};
+use crate::storage::cache;
 
 /// Tokens of which something is known, in each of two generations; about 200 bytes each. What was
 /// read for a move must be there until that is sent, so the newest are never thrown out.
@@ -28,6 +29,9 @@ const GENERATION_MAX: usize = 25_000;
 
 /// Bytes of tokens that are kept, about.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes of a large one of them.
+const TOKEN_BYTES_MAX: u64 = 4 << 20;
 
 /// Refused guesses among so many after which nothing is guessed for a while: first a second, then
 /// twice as long each time, up to a minute.
@@ -224,7 +228,7 @@ impl Guesses {
 impl KnownTokens {
     pub fn new(epoch: Arc<Epoch>) -> Self {
         let items = usize::try_from(KEPT_BYTES_MAX / 4_096).unwrap_or(1);
-        let kept = Cache::with_weighter(items, KEPT_BYTES_MAX, Bytes);
+        let kept = cache::bounded(items, KEPT_BYTES_MAX, TOKEN_BYTES_MAX, Bytes);
         Self { epoch, known: Mutex::default(), kept, guesses: Mutex::default() }
     }
 
