@@ -175,6 +175,14 @@ fn a_nats_server_that_says_nothing_hangs_no_request() {
         caller.join().unwrap();
     }
     assert!(begun.elapsed() < 8 * ANSWER_TIME_MAX);
+    // Once it is unhealthy it stays so, also while the connection is given up and made anew.
+    let mut last = (0, String::new());
+    until("the connection is given up", || {
+        last = client.get("/health/ready");
+        assert_eq!(last.0, 503, "{}", last.1);
+        last.1.contains("no connection to nats://")
+    });
+    assert_eq!(client.get("/health/ready").0, 503, "after {}", last.1);
     signal(&nats, "-CONT");
     until("it goes on", || status(&client) == "HEALTHY");
     // Whatever came of the moves that had no answer: it is in one place, with one event a move.
@@ -315,6 +323,10 @@ fn a_cluster_without_a_replica_is_degraded_and_without_two_it_is_unavailable() {
     cluster.nodes[1].run();
     cluster.nodes[2].run();
     until("it is whole again", || status(&client) == "HEALTHY");
+    let log = server.log();
+    let lost = log.find("not all replicas of the stream are there").expect("the log names it");
+    assert!(log[lost..].lines().next().is_some_and(|line| line.contains("replica n2")), "{log}");
+    assert!(log[lost..].contains("all replicas of the stream are there again"), "{log}");
     let query = format!(
         "{{ token(id: \"{TOKEN}\") {{ version }} tokenHistory(tokenId: \"{TOKEN}\") {{ edges {{ cursor }} }} }}"
     );

@@ -138,25 +138,19 @@ impl Monitor {
 
     /// How an open store does.
     pub async fn look(&self) -> StorageHealth {
-        let urls = self.link.urls();
         match self.connection_status() {
-            ConnectionStatus::Connected => {}
-            ConnectionStatus::Reconnecting => {
-                return StorageHealth::Degraded(format!("reconnecting to {urls}"));
-            }
+            ConnectionStatus::Connected => self.fresh_look().await,
+            ConnectionStatus::Reconnecting => {}
             ConnectionStatus::Disconnected => {
-                return StorageHealth::Unhealthy(format!("no connection to {urls}"));
+                return StorageHealth::Unhealthy(self.link.no_connection());
             }
         }
-        self.fresh_look().await;
-        if let Standing::Broken(reason) = &*self.standing.borrow() {
-            return StorageHealth::Unhealthy(reason.clone());
+        // What did not work before the connection was given up does not work now.
+        if let Some(reason) = self.known_trouble() {
+            return StorageHealth::Unhealthy(reason);
         }
-        if let Some(reason) = self.notices.unlooked() {
-            return StorageHealth::Unhealthy(format!("the stream cannot be looked at: {reason}"));
-        }
-        if let Some(reason) = self.meter.trouble() {
-            return StorageHealth::Unhealthy(format!("nothing can be written: {reason}"));
+        if !self.link.is_connected() {
+            return StorageHealth::Degraded(format!("reconnecting to {}", self.link.urls()));
         }
         match jetstream::stream_state(&self.link).await {
             Ok(state) => {
@@ -173,6 +167,17 @@ impl Monitor {
             }
             Err(error) => StorageHealth::Unhealthy(error.to_string()),
         }
+    }
+
+    /// Why it does not work, as the last look or write has found.
+    fn known_trouble(&self) -> Option<String> {
+        if let Standing::Broken(reason) = &*self.standing.borrow() {
+            return Some(reason.clone());
+        }
+        if let Some(reason) = self.notices.unlooked() {
+            return Some(format!("the stream cannot be looked at: {reason}"));
+        }
+        self.meter.trouble().map(|reason| format!("nothing can be written: {reason}"))
     }
 
     /// Waits for the end of a look at the stream that begins from now on, for a moment.
@@ -198,15 +203,7 @@ fn judge(state: &StreamState, notices: Vec<String>, mirror: Option<String>) -> S
                 .to_owned(),
         );
     }
-    let mut wrong: Vec<String> = state
-        .peers
-        .iter()
-        .filter_map(|(name, wrong)| Some(format!("replica {name} {}", wrong.as_ref()?)))
-        .collect();
-    let copies = 1 + state.peers.len() as u64;
-    if copies < state.replicas {
-        wrong.push(format!("{copies} of {} replicas are there", state.replicas));
-    }
+    let mut wrong = state.wrong_replicas();
     wrong.extend(notices);
     wrong.extend(mirror.map(|mirror| {
         format!("stream {mirror} mirrors ours and answers its direct gets, so reads are slower; delete it, and copy by a source instead of a mirror")

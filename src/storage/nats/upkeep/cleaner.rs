@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::notices::Notices;
 use super::stale_states;
@@ -128,8 +128,12 @@ impl Cleaner {
             Err(_) => Some("it took too long".to_owned()),
         };
         let (worked, reason) = (wrong.is_none(), wrong.clone());
-        if self.notices.set_unscanned(wrong) {
-            warn!(reason, "what a crash may have brought back cannot be looked for");
+        match (self.notices.set_unscanned(wrong), worked) {
+            (true, false) => {
+                warn!(reason, "what a crash may have brought back cannot be looked for");
+            }
+            (true, true) => info!("what a crash may have brought back was looked for"),
+            (false, _) => {}
         }
         worked
     }

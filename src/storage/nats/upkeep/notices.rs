@@ -47,10 +47,10 @@ impl Notices {
         self.told().unlooked = reason;
     }
 
-    /// Notes why the stream could not be scanned last, or that it could. Whether it is news that it could not.
+    /// Notes why the stream could not be scanned last, or that it could. Whether that is news.
     pub fn set_unscanned(&self, reason: Option<String>) -> bool {
         let mut told = self.told();
-        let is_new = reason.is_some() && told.unscanned.is_none();
+        let is_new = reason.is_some() != told.unscanned.is_some();
         told.unscanned = reason;
         is_new
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::beat;
@@ -21,6 +21,7 @@ use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState};
 use crate::storage::nats::wire::link::{Link, LinkError};
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::ALL_DOUBLE_IDS;
+use crate::storage::nats::wire::outage::{Line, Outage};
 
 /// Pause between two tries to open the store.
 const OPEN_PAUSE: Duration = Duration::from_millis(250);
@@ -31,6 +32,12 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The least time between two log lines that say that looks fail.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
+
+/// Pause between two looks whether the connection stands again, at most.
+const DISCONNECTED_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest rest after a look before one that is only asked for.
+const REST_MAX: Duration = Duration::from_secs(2);
 
 /// How long looks fail before another server is tried.
 const ELSEWHERE_AFTER: Duration = Duration::from_secs(5);
@@ -98,29 +105,32 @@ pub struct Supervisor {
 /// What the task remembers from one look to the next.
 struct Memory {
     keeper: Keeper,
-    was_connected: bool,
     retry: Duration,
-    told_at: Option<Instant>,
-    /// When it was told last that the connection broke, and whether it is to be told that it is back.
-    broke_at: Option<Instant>,
-    tells_back: bool,
-    /// Whether it is to be told that looks work again.
-    tells_looked: bool,
-    /// Since when looks fail.
+    /// Since when there is no connection, or looks fail.
+    disconnected_since: Option<Instant>,
     failing_since: Option<Instant>,
+    /// Until when the next look waits that is only asked for.
+    rests_until: Instant,
+    connection: Outage,
+    looks: Outage,
+    mirror: Outage,
+    /// The replicas that were told to be lost last, and how many more.
+    lost_replicas: (Vec<String>, u64),
 }
 
 impl Memory {
-    fn new(keeper: Keeper) -> Self {
+    fn new(keeper: Keeper, period: Duration) -> Self {
+        let [connection, looks] = [period, TELL_PERIOD].map(Outage::new);
         Self {
             keeper,
-            was_connected: true,
             retry: RETRY_PAUSE,
-            told_at: None,
-            broke_at: None,
-            tells_back: false,
-            tells_looked: false,
+            disconnected_since: None,
             failing_since: None,
+            rests_until: Instant::now(),
+            connection,
+            looks,
+            mirror: Outage::new(TELL_PERIOD),
+            lost_replicas: (Vec::new(), 0),
         }
     }
 }
@@ -135,13 +145,15 @@ impl Supervisor {
         if !self.open(&mut keeper).await {
             return;
         }
-        let mut memory = Memory::new(keeper);
+        let period = self.options.health_check_interval;
+        let mut memory = Memory::new(keeper, period);
         let (mut disturbed, mut connection) = (self.link.disturbed(), self.link.changes());
         loop {
             disturbed.mark_unchanged();
             connection.mark_unchanged();
             let connected = self.tell_connection(&mut memory);
             if connected {
+                let begun = Instant::now();
                 self.looks.send_modify(|looks| looks.begun += 1);
                 let worked = self.look(&mut memory).await;
                 self.looks.send_modify(|looks| looks.ended = looks.begun);
@@ -152,43 +164,40 @@ impl Supervisor {
                     continue;
                 }
                 memory.retry = RETRY_PAUSE;
+                // Nothing is written while it is seen which store it is; where the way is long, that takes
+                // long.
+                memory.rests_until = Instant::now() + begun.elapsed().min(REST_MAX);
             }
+            let wanted = async {
+                sleep_until(memory.rests_until).await;
+                self.life.look_wanted().await;
+            };
             // Whatever happened, or if time passed, it looks.
             tokio::select! {
                 _ = disturbed.changed() => {}
-                () = self.life.look_wanted() => {}
-                () = sleep(self.options.health_check_interval) => {}
+                () = wanted => {}
+                () = sleep(if connected { period } else { period.min(DISCONNECTED_PAUSE) }) => {}
             }
         }
     }
 
     fn tell_connection(&self, memory: &mut Memory) -> bool {
-        let connected = self.link.is_connected();
+        let (connected, now) = (self.link.is_connected(), Instant::now());
         self.meter.set_connected(connected);
-        let period = self.options.health_check_interval;
-        match (memory.was_connected, connected) {
-            // One that breaks again and again is told of once in that time, also by the lines below.
-            (true, false) if memory.broke_at.is_some_and(|at| at.elapsed() < period) => {}
-            (true, false) => {
-                warn!(servers = self.link.urls(), "the connection broke");
-                (memory.broke_at, memory.tells_back) = (Some(Instant::now()), true);
-            }
-            (false, true) if std::mem::take(&mut memory.tells_back) => {
+        if connected {
+            memory.disconnected_since = None;
+            if memory.connection.works() {
                 info!(servers = self.link.urls(), "the connection is back");
             }
-            (false, true) => {}
-            (false, false) if memory.told_at.is_some_and(|at| at.elapsed() < period) => {}
-            (false, false) => {
-                warn!(servers = self.link.urls(), "no connection yet");
-                memory.tells_back = true;
-            }
-            (true, true) => {}
+            return true;
         }
-        if !connected && memory.told_at.is_none_or(|at| at.elapsed() >= period) {
-            memory.told_at = Some(Instant::now());
+        let since = *memory.disconnected_since.get_or_insert(now);
+        match memory.connection.broken(since, now) {
+            Some(Line::Begins) => warn!(servers = self.link.urls(), "the connection broke"),
+            Some(Line::GoesOn) => warn!(reason = self.link.no_connection(), "no connection yet"),
+            None => {}
         }
-        memory.was_connected = connected;
-        connected
+        false
     }
 
     /// Looks at the stream: whether it is the one that it was, with the settings that it must have.
@@ -206,8 +215,8 @@ impl Supervisor {
         match outcome {
             Ok(()) => {
                 self.notices.set_unlooked(None);
-                (memory.told_at, memory.failing_since) = (None, None);
-                if std::mem::take(&mut memory.tells_looked) {
+                memory.failing_since = None;
+                if memory.looks.works() {
                     info!("the stream can be looked at again");
                 }
                 self.stand(Standing::Open);
@@ -220,11 +229,12 @@ impl Supervisor {
             }
             Err(OpenError::NotNow(reason) | OpenError::Behind(reason)) => {
                 self.notices.set_unlooked(Some(reason.clone()));
-                self.go_elsewhere(memory);
-                if memory.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+                let now = Instant::now();
+                let since = *memory.failing_since.get_or_insert(now);
+                if memory.looks.broken(since, now).is_some() {
                     warn!(reason, "the stream cannot be looked at");
-                    (memory.told_at, memory.tells_looked) = (Some(Instant::now()), true);
                 }
+                self.go_elsewhere(memory, since);
                 false
             }
         }
@@ -232,10 +242,10 @@ impl Supervisor {
 
     /// Where looks go on to fail, another one of the servers may do better: one that is cut off from the
     /// others keeps its connections.
-    fn go_elsewhere(&self, memory: &mut Memory) {
-        let since = *memory.failing_since.get_or_insert_with(Instant::now);
+    fn go_elsewhere(&self, memory: &mut Memory, since: Instant) {
         if since.elapsed() >= ELSEWHERE_AFTER && self.config.nats_urls.len() > 1 {
             debug!("connecting anew, perhaps to another server");
+            memory.connection.expected(Instant::now());
             self.link.leave();
             memory.failing_since = None;
         }
@@ -280,11 +290,22 @@ impl Supervisor {
         self.look_at_life(memory, &state, acknowledged).await?;
         self.reader.set_stream(&state);
         self.retention.counted(&state);
+        self.tell_replicas(memory, &state);
         match jetstream::mirror(&self.link).await {
-            Ok(mirror) => self.note_mirror(mirror),
+            Ok(mirror) => {
+                if memory.mirror.works() {
+                    info!("whether the stream has a mirror can be seen again");
+                }
+                self.note_mirror(mirror);
+            }
             // A permission that may be missing.
             Err(ApiError::Link(LinkError::Denied(_))) => {}
-            Err(error) => warn!(error = %error, "whether the stream has a mirror cannot be seen"),
+            Err(error) => {
+                let now = Instant::now();
+                if memory.mirror.broken(now, now).is_some() {
+                    warn!(%error, "whether the stream has a mirror cannot be seen");
+                }
+            }
         }
         self.note_double_ids().await?;
         self.link.pulse().want(beat::is_needed(&self.link, &state));
@@ -314,6 +335,24 @@ impl Supervisor {
             self.link.disturb();
         }
         Ok(())
+    }
+
+    /// Says which replicas are missing: one more loss may stop everything, and health is not all that is
+    /// watched.
+    fn tell_replicas(&self, memory: &mut Memory, state: &StreamState) {
+        let wrong = state.peers.iter().filter(|(_, wrong)| wrong.is_some());
+        let missing = state.replicas.saturating_sub(1 + state.peers.len() as u64);
+        let which = (wrong.map(|(name, _)| name.clone()).collect(), missing);
+        if which == memory.lost_replicas {
+            return;
+        }
+        memory.lost_replicas = which;
+        let wrong = state.wrong_replicas();
+        if wrong.is_empty() {
+            info!(replicas = state.replicas, "all replicas of the stream are there again");
+        } else {
+            warn!(wrong = wrong.join("; "), "not all replicas of the stream are there");
+        }
     }
 
     fn note_mirror(&self, mirror: Option<String>) {

@@ -255,6 +255,19 @@ impl StreamState {
             is_cut_off: heard <= peers.len().div_ceil(2),
         }
     }
+
+    /// What is wrong with its replicas, in words.
+    pub fn wrong_replicas(&self) -> Vec<String> {
+        let each = self.peers.iter();
+        let mut wrong: Vec<String> = each
+            .filter_map(|(name, wrong)| Some(format!("replica {name} {}", wrong.as_ref()?)))
+            .collect();
+        let copies = 1 + self.peers.len() as u64;
+        if copies < self.replicas {
+            wrong.push(format!("{copies} of {} replicas are there", self.replicas));
+        }
+        wrong
+    }
 }
 
 /// The name of a stream that mirrors ours and answers direct gets in its stead, if there is one

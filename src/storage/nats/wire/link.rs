@@ -221,21 +221,25 @@ impl Link {
         let mut changes = self.changes.clone();
         while !self.is_connected() {
             if Instant::now() >= deadline {
-                let said = self.waiters.said();
-                let said = said.map_or_else(String::new, |said| format!(": {said}"));
-                // The client does not tell what it is that went wrong with TLS.
-                let hint = if self.tls && !said.is_empty() {
-                    "; over TLS that can be a certificate that one of the two does not trust, see NATS_TLS_CA_FILE and NATS_TLS_CERT_FILE"
-                } else {
-                    ""
-                };
-                let reason = format!("no connection to {}{said}{hint}", self.urls);
-                return Err(LinkError::NotSent(reason));
+                return Err(LinkError::NotSent(self.no_connection()));
             }
             // Whether it changed or time passed, the loop looks.
             drop(timeout(LOOK_PERIOD, changes.changed()).await);
         }
         Ok(())
+    }
+
+    /// That there is no connection, and why, as far as that is known.
+    pub fn no_connection(&self) -> String {
+        let said = self.waiters.said();
+        let said = said.map_or_else(String::new, |said| format!(": {said}"));
+        // The client does not tell what it is that went wrong with TLS.
+        let hint = if self.tls && !said.is_empty() && !self.waiters.said_by_server() {
+            "; over TLS that can be a certificate that one of the two does not trust, or that is for another host or another key, see NATS_TLS_CA_FILE, NATS_TLS_CERT_FILE and NATS_TLS_KEY_FILE"
+        } else {
+            ""
+        };
+        format!("no connection to {}{said}{hint}", self.urls)
     }
 
     /// Sends a request and gives its only answer.
@@ -389,7 +393,10 @@ async fn connect_options(
         options.tls_client_files.as_ref().map(|(certificate, _)| certificate),
     ];
     for path in certificates.into_iter().flatten() {
-        has_certificate(path)?;
+        has_block(path, "CERTIFICATE", "certificate")?;
+    }
+    if let Some((_, key)) = &options.tls_client_files {
+        has_block(key, "PRIVATE KEY", "private key")?;
     }
     if let Some(path) = &options.tls_ca_file {
         connect = connect.add_root_certificates(path.clone()).require_tls(true);
@@ -401,17 +408,17 @@ async fn connect_options(
     Ok(connect)
 }
 
-/// Whether a file holds a certificate; the client takes no notice of one without.
-fn has_certificate(path: &Path) -> Result<(), String> {
+/// Whether a file holds what it should; the client takes no notice of one without.
+fn has_block(path: &Path, block: &str, what: &str) -> Result<(), String> {
     let shown = path.display();
-    let text = std::fs::read(path).map_err(|error| format!("certificate file {shown}: {error}"))?;
-    let begin = b"-----BEGIN CERTIFICATE-----";
-    if text.windows(begin.len()).any(|window| window == begin) {
+    let text = std::fs::read(path).map_err(|error| format!("{what} file {shown}: {error}"))?;
+    // What stands before the words says which kind of key it is.
+    let text = String::from_utf8_lossy(&text);
+    let begins = |line: &str| line.starts_with("-----BEGIN ") && line.contains(block);
+    if text.lines().any(begins) {
         return Ok(());
     }
-    Err(format!(
-        "{shown} holds no certificate: a PEM file with -----BEGIN CERTIFICATE----- is needed"
-    ))
+    Err(format!("{shown} holds no {what}: a PEM file with -----BEGIN {block}----- is needed"))
 }
 
 type Noted = std::pin::Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
@@ -432,7 +439,7 @@ fn callback(
                 waiters.broken();
             }
             Event::ServerError(error) => waiters.note(error.to_string()),
-            Event::ClientError(error) => waiters.note(error.to_string()),
+            Event::ClientError(error) => waiters.note_of_client(error.to_string()),
             Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining => {}
         }
         Box::pin(async {})

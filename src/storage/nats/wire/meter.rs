@@ -8,10 +8,14 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::jetstream::WHY_UNANSWERED;
+use super::outage::Outage;
 use crate::storage::StorageError;
 
 /// How long nothing can be written before health says so.
 const TROUBLE_MIN: Duration = Duration::from_secs(3);
+
+/// How long it lasts after the last refusal, though a server's own record goes through.
+const TROUBLE_LASTS: Duration = Duration::from_millis(1_500);
 
 /// How long a limit of nats-server counts as reached after it has refused something for it last, though
 /// a server's own record, which is small, goes through.
@@ -23,15 +27,22 @@ const LIMIT_TOLD_FOR: Duration = Duration::from_secs(600);
 /// The least time between two log lines that say that nothing can be written.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Trouble {
     /// Since when nats-server has refused everything for a reason of its own, and that.
     now: Option<(Instant, String)>,
-    /// When the log was told last, and whether it was told of this one.
-    told_at: Option<Instant>,
-    is_told: bool,
+    /// When something was refused last.
+    refused_at: Option<Instant>,
+    /// What the log is told of it.
+    outage: Outage,
     /// A limit of nats-server or its disk that is in the way of some changes, until one as large is taken.
     limit: Option<Limit>,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { now: None, refused_at: None, outage: Outage::new(TELL_PERIOD), limit: None }
+    }
 }
 
 #[derive(Debug)]
@@ -108,13 +119,13 @@ impl Meter {
 
     fn record_trouble_since(&self, since: Instant, reason: &str) {
         let mut trouble = self.in_trouble();
+        trouble.refused_at = Some(Instant::now());
         match &mut trouble.now {
             Some((_, there)) => reason.clone_into(there),
             None => trouble.now = Some((since, reason.to_owned())),
         }
-        if trouble.told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+        if trouble.outage.broken(since, Instant::now()).is_some() {
             warn!(reason, "nothing can be written at the moment");
-            (trouble.told_at, trouble.is_told) = (Some(Instant::now()), true);
         }
     }
 
@@ -137,12 +148,13 @@ impl Meter {
     /// Notes that it takes a batch with changes of so many bytes; none for a server's own record alone.
     pub fn end_trouble(&self, bytes: usize) {
         let mut trouble = self.in_trouble();
-        if bytes == 0 && trouble.limit.as_ref().is_some_and(Limit::is_reached) {
+        let is_lately = trouble.refused_at.is_some_and(|at| at.elapsed() < TROUBLE_LASTS);
+        if bytes == 0 && (is_lately || trouble.limit.as_ref().is_some_and(Limit::is_reached)) {
             return;
         }
         trouble.limit.take_if(|limit| bytes >= limit.bytes);
         trouble.now = None;
-        if std::mem::take(&mut trouble.is_told) {
+        if trouble.outage.works() {
             info!("what is written is taken again");
         }
     }
@@ -194,7 +206,11 @@ mod tests {
     #[test]
     fn a_record_alone_does_not_end_what_a_limit_began() {
         let meter = Meter::default();
+        let later = |time: Duration| meter.in_trouble().refused_at = Some(Instant::now() - time);
         meter.record_trouble("an election");
+        meter.end_trouble(0);
+        assert!(meter.is_in_trouble(), "changes are refused still");
+        later(TROUBLE_LASTS);
         meter.end_trouble(0);
         assert!(!meter.is_in_trouble() && meter.limit().is_none());
 
@@ -213,6 +229,7 @@ mod tests {
         meter.record_limit("the account is full", 9_000);
         meter.in_trouble().limit.as_mut().unwrap().at -= LIMIT_LASTS;
         assert!(meter.is_in_trouble());
+        later(TROUBLE_LASTS);
         meter.end_trouble(0);
         assert!(!meter.is_in_trouble() && meter.limit().is_some());
         meter.end_trouble(5_000);

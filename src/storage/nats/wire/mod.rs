@@ -5,6 +5,7 @@ pub mod jetstream;
 pub mod link;
 pub mod meter;
 pub mod names;
+pub mod outage;
 pub mod pulse;
 pub mod subjects;
 pub mod waiters;

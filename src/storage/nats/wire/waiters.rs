@@ -19,6 +19,9 @@ const OPTIONAL: &str = "$JS.API.STREAM.LIST";
 /// Missing permissions that are remembered.
 const DENIED_MAX: usize = 64;
 
+/// For how long what the server said explains why the client has no connection; it is said with each try.
+const SAID_FOR: Duration = Duration::from_secs(5);
+
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LinkError {
@@ -53,8 +56,14 @@ pub struct Waiters {
     deaf: Notify,
     /// What nats-server does not let the account do, as it said a moment ago.
     denied: Mutex<Vec<(Denied, Instant)>>,
-    /// What the server said last that was not an answer, such as a refused permission.
-    complaint: Mutex<Option<String>>,
+    /// What the server or the client said last that was not an answer, such as a refused permission.
+    complaint: Mutex<Option<Complaint>>,
+}
+
+struct Complaint {
+    said: String,
+    by_server: bool,
+    at: Instant,
 }
 
 struct Waiter {
@@ -146,17 +155,31 @@ impl Waiters {
         self.disturb();
     }
 
-    /// The server or the client has said something that is no answer.
+    /// The server has said something that is no answer.
     pub fn note(&self, said: String) {
         if let Some(denied) = Denied::read(&said) {
             self.deny(denied);
         }
-        *self.complaint() = Some(said);
+        *self.complaint() = Some(Complaint { said, by_server: true, at: Instant::now() });
+    }
+
+    /// The client has. Mostly it is only that the connection was closed, and the server said why before.
+    pub fn note_of_client(&self, said: String) {
+        let mut complaint = self.complaint();
+        let explains = |there: &Complaint| there.by_server && there.at.elapsed() < SAID_FOR;
+        if !complaint.as_ref().is_some_and(explains) {
+            *complaint = Some(Complaint { said, by_server: false, at: Instant::now() });
+        }
     }
 
     /// What was said last that was no answer, as the end of a message.
     pub fn said(&self) -> Option<String> {
-        self.complaint().clone()
+        self.complaint().as_ref().map(|complaint| complaint.said.clone())
+    }
+
+    /// Whether the server said it: then the two understand one another.
+    pub fn said_by_server(&self) -> bool {
+        self.complaint().as_ref().is_some_and(|complaint| complaint.by_server)
     }
 
     /// Nobody waits any more.
@@ -215,7 +238,7 @@ impl Waiters {
         found.map(|(denied, _)| denied.clone())
     }
 
-    fn complaint(&self) -> MutexGuard<'_, Option<String>> {
+    fn complaint(&self) -> MutexGuard<'_, Option<Complaint>> {
         self.complaint.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -276,7 +299,7 @@ impl Replies {
                 None => LinkError::NoAnswer("the connection broke".to_owned()),
             }),
             Err(_) => {
-                let said = self.waiters.complaint().clone();
+                let said = self.waiters.said();
                 let said = said.map_or_else(String::new, |said| format!(" (it said: {said})"));
                 Err(LinkError::NoAnswer(format!("nats-server did not answer in time{said}")))
             }

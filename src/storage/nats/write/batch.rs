@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::outgoing::Outgoing;
 use super::refusal::Refusal;
 use crate::storage::nats::read::anchor::Expected;
-use crate::storage::nats::wire::jetstream;
+use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::{Link, LinkError, Replies};
 use crate::storage::nats::wire::names::header;
 
@@ -91,6 +91,13 @@ pub async fn send(
         && let Some(first) = messages.first()
     {
         abandon(link, first.subject.clone(), &id, messages.len()).await;
+    }
+    // One that lacks a message which may not be published is refused as incomplete.
+    if let Err(BatchError::Refused(refusal)) = &outcome
+        && refusal.err_code == code::BATCH_INCOMPLETE
+        && let Some(denied) = messages.iter().find_map(|message| link.denied(&message.subject))
+    {
+        return Err(not_done(denied));
     }
     outcome
 }
