@@ -1,5 +1,6 @@
 //! An answer that is wrong, or is never heard, is no proof: what is told as not done is not done.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -277,5 +278,54 @@ fn in_a_cluster_only_the_leader_is_asked() {
         let asked: Vec<_> = asked.iter().map(|it| String::from_utf8_lossy(&it.payload)).collect();
         assert!(asked.iter().all(|question| question.contains("cb.store.identity")), "{asked:?}");
         storage.close().await;
+    });
+}
+
+/// In a cluster a list asks the leader message by message, while the tokens that it is to show move on
+/// before it, each with a departure.
+#[test]
+fn a_list_of_tokens_that_move_all_the_time_ends_and_shows_each_once() {
+    const LISTS: usize = 5;
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(NATSStorage::new(cluster.config(0)).await.unwrap());
+        let other = NATSStorage::new(cluster.config(1)).await.unwrap();
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+        let told = Arc::<Told>::default();
+        let movers = movers(&storage, &told).await;
+        until_more_are_done(&told, 500).await;
+        let mut heard = bus.subscribe("$JS.API.STREAM.MSG.GET.>").await;
+        let limit = PageLimit { rows: 1_000, bytes: 1 << 30 };
+        let mut seen = HashMap::new();
+        for _ in 0..LISTS {
+            let list = WorkflowStorage::list_tokens(&other, &TokenScope::All, None, limit).await;
+            let list = list.unwrap();
+            assert!(!list.more);
+            let rows: HashMap<_, _> =
+                list.items.iter().map(|row| (row.token.id, row.token.version)).collect();
+            assert_eq!((rows.len(), list.items.len()), (MOVERS, MOVERS));
+            assert!(list.items.is_sorted_by_key(|row| row.revision));
+            for (id, version) in rows {
+                let before = seen.insert(id, version).unwrap_or(0);
+                assert!(before <= version, "{id} was at version {before}, and is at {version}");
+            }
+        }
+        let asked = so_far(&bus, &mut heard, "$JS.API.STREAM.MSG.GET.marker").await;
+        let is_listed = |message: &&async_nats::Message| {
+            String::from_utf8_lossy(&message.payload).contains("next_by_subj")
+        };
+        let count = asked.iter().filter(is_listed).count();
+        assert!(count <= LISTS * 100, "{count} messages were read for {LISTS} lists");
+        // Behind a cursor it shows what it comes to, and says that there is more.
+        let mut after = None;
+        for _ in 0..20 {
+            let page = WorkflowStorage::list_tokens(&other, &TokenScope::All, after, limit).await;
+            let page = page.unwrap();
+            after = page.items.last().map(|row| row.revision).or(after);
+            assert!(!page.more || !page.items.is_empty(), "a page to go on from");
+        }
+        end(&storage, &told, movers).await;
+        storage.close().await;
+        other.close().await;
     });
 }

@@ -1,29 +1,46 @@
 //! Lists: pages of tokens, events, moves and definitions, each at the cost of what it returns.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::chain;
+use super::known::Standing;
 use super::reader::{Reader, Run, unavailable};
 use super::scan;
 use super::stored::Stored;
 use super::token;
 use super::workflow_index::WorkflowIndex;
 use crate::domain::{EventKind, Token, WorkflowDefinition, WorkflowId};
+use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::link::Link;
+use crate::storage::nats::wire::names;
+use crate::storage::nats::wire::subjects;
 use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
 /// Definitions that are read at once.
 const DEFINITIONS_AT_ONCE: usize = 16;
 
+/// Messages after which a list that the leader is asked for sees whether it still gets further.
+const LEADER_RUN: usize = 32;
+
+/// Tokens that are read at once by their subjects.
+const TOKENS_AT_ONCE: usize = 32;
+
+/// Tokens that are read by their subjects, beyond twice as many as rows are wanted.
+const FEW_MORE: usize = 64;
+
 /// Messages asked for beyond the rows of a page: departures stand among the tokens for a second.
 const SLACK: usize = 16;
 
 /// Tokens on the subjects that match a filter, in the order of their messages.
+///
+/// Where the leader is asked message by message, a list could follow tokens that move for as long as they
+/// do, through the departures that they leave. So where these begin, or the stream ended when the list
+/// began, the tokens are asked for by their subjects, if these are not many more than the rows.
 pub async fn tokens(
     reader: &Reader,
     filter: &str,
@@ -33,16 +50,30 @@ pub async fn tokens(
 ) -> Result<Page<StoredToken>, StorageError> {
     let deadline = Instant::now() + time_max;
     let mut next = first_after(after);
+    let (end, run_max) = if reader.is_only_copy() {
+        (u64::MAX, usize::MAX)
+    } else {
+        (jetstream::stream_state(&reader.link).await?.last_sequence, LEADER_RUN)
+    };
+    // Behind a cursor nothing tells how many stand before it.
+    let mut are_few = run_max < usize::MAX && (after.is_none() || reader.hints.is_small());
     let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
     // Where each token is in `rows`: one that moves between two runs is seen again.
     let mut places: HashMap<Uuid, usize> = HashMap::new();
     let (mut count, mut bytes) = (0_usize, 0_usize);
     loop {
         let wanted = limit.rows.saturating_sub(count).saturating_add(1 + SLACK);
-        let run = scan::tokens(reader, filter, next, wanted, deadline).await?;
+        let run = scan::tokens(reader, filter, next, wanted.min(run_max), deadline).await?;
         let Some(newest) = run.messages.last() else { break };
         next = newest.sequence + 1;
         let Run { messages, more, .. } = run;
+        let departures = messages.iter().filter(|stored| stored.is_departure()).count();
+        if are_few && more && (next > end || departures > SLACK) {
+            if let Some(page) = by_subject(reader, filter, after, limit, deadline).await? {
+                return Ok(page);
+            }
+            are_few = false;
+        }
         for stored in messages.into_iter().filter(|stored| !stored.is_departure()) {
             let size = stored.payload.len();
             // The waits of large ones together have the time of the list.
@@ -59,10 +90,54 @@ pub async fn tokens(
             break;
         }
         if Instant::now() >= deadline {
-            return Err(unavailable("the list took too long; ask for fewer rows"));
+            return Err(late());
         }
     }
     Ok(Page::collect(rows.into_iter().flatten(), limit))
+}
+
+fn late() -> StorageError {
+    unavailable("the list took too long; ask for fewer rows")
+}
+
+/// The same by the subjects that there are; none if they are of many more tokens than rows are wanted. One
+/// that moves meanwhile is seen where it is then.
+async fn by_subject(
+    reader: &Reader,
+    filter: &str,
+    after: Option<Sequence>,
+    limit: PageLimit,
+    deadline: Instant,
+) -> Result<Option<Page<StoredToken>>, StorageError> {
+    let mut tokens = HashSet::new();
+    subjects::visit(&reader.link, filter, |subject, _| {
+        tokens.extend(names::parse_token(subject).map(|(workflow, _, id)| (workflow, id)));
+    })
+    .await?;
+    if tokens.len() > limit.rows.saturating_mul(2).saturating_add(FEW_MORE) {
+        return Ok(None);
+    }
+    let find = |(workflow, id)| async move { token::find(reader, &workflow, id).await };
+    let mut found = stream::iter(tokens).map(find).buffer_unordered(TOKENS_AT_ONCE);
+    let mut rows = BTreeMap::new();
+    let (mut bytes, mut more) = (0, false);
+    while let Some(found) = timeout_at(deadline, found.next()).await.map_err(|_| late())? {
+        let Some(Standing { state, .. }) = found? else { continue };
+        if state.sequence < first_after(after) || !names::covers(filter, &state.subject) {
+            continue;
+        }
+        let size = state.payload.len();
+        let token = reader.token(state, deadline).await?;
+        bytes += size;
+        rows.insert(token.revision, (token, size));
+        // What does not fit the page is not held until all are read.
+        while rows.len() > limit.rows || (bytes > limit.bytes && rows.len() > 1) {
+            let Some((_, (_, size))) = rows.pop_last() else { break };
+            (bytes, more) = (bytes - size, true);
+        }
+    }
+    let page = Page::collect(rows.into_values(), limit);
+    Ok(Some(Page { more: more || page.more, ..page }))
 }
 
 /// Events on the subjects that match a filter, in their order.
