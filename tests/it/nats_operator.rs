@@ -459,3 +459,69 @@ fn pointers_of_workflows_that_an_operator_has_purged_come_back_with_the_identity
         assert_eq!(third.tokens().await.len(), ids.len());
     });
 }
+
+/// A token is written anew only where its change was cut: else it would be delivered again to all who wait
+/// in its place, and what was removed would come back.
+#[test]
+fn history_that_an_operator_purges_is_not_taken_for_cut_changes() {
+    for filter in ["cb.workflows.*.events.>", "cb.workflows.w.events.transitions"] {
+        let Some(mut nats) = NatsServer::start() else { return };
+        runtime().block_on(async {
+            let nodes = Node::two(&nats).await;
+            let ids = known_store(&nodes).await;
+            // Moves within a place leave no departure, which would show that they were whole.
+            for id in &ids[..10] {
+                assert_eq!(nodes[0].fire(id, "reject").await, "");
+                assert_eq!(nodes[0].fire(id, "edit").await, "");
+            }
+            let bus = Bus::connect(&nats).await;
+            let tokens = || async {
+                let mut all = Vec::new();
+                for (subject, _) in bus.subjects("cb.workflows.*.places.*.tokens.*").await {
+                    let message = bus.last(&subject).await;
+                    let message = message.filter(|message| !message.payload.is_empty());
+                    all.extend(message.map(|message| (subject, nats_sequence(&message))));
+                }
+                all.sort();
+                all
+            };
+            let before = tokens().await;
+            assert_eq!(before.len(), ids.len());
+            // A look notes what was seen to be whole.
+            let (last, deadline) = (bus.last_sequence().await, Instant::now() + WAIT_MAX);
+            let seen = || async {
+                nodes[0].health("a look", healthy).await;
+                let record = bus.last("cb.store.servers.*").await.unwrap();
+                let record: Value = serde_json::from_slice(&record.payload).unwrap();
+                record["whole"]["to"].as_u64().unwrap()
+            };
+            while seen().await < last {
+                assert!(Instant::now() < deadline, "nobody notes that all is whole");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            bus.done(&format!("STREAM.PURGE.{STREAM}"), &json!({ "filter": filter })).await;
+            let third = Node::start(&nats, NATSStorageOptions::new()).await;
+            for id in &ids[15..] {
+                assert_eq!(third.fire(id, "reject").await, "");
+            }
+            nats.kill();
+            nats.run();
+            for (n, node) in nodes.iter().chain([&third]).enumerate() {
+                node.health("it is back", healthy).await;
+                assert_eq!(node.tokens().await.len(), ids.len() + n);
+                // Each looks at what stands before its own.
+                let id = node.create("w").await;
+                assert_eq!(node.fire(&id, "submit").await, "");
+            }
+            let after = tokens().await;
+            let moved = after.iter().filter(|token| !before.contains(token)).count();
+            assert_eq!(moved, 5 + 3, "those that were moved or made since: {filter}");
+            assert_eq!(bus.subjects("cb.store.repairs.*").await, [], "{filter}");
+        });
+    }
+}
+
+fn nats_sequence(message: &async_nats::Message) -> u64 {
+    let headers = message.headers.as_ref().unwrap();
+    headers.get("Nats-Sequence").unwrap().as_str().parse().unwrap()
+}

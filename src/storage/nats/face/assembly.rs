@@ -52,7 +52,7 @@ impl Parts {
         let link = Arc::new(link);
         let attempts = usize::try_from(config.max_deliver).unwrap_or(usize::MAX);
         let reader = Arc::new(Reader::new(Arc::clone(&link), attempts));
-        let index = Arc::new(WorkflowIndex::new());
+        let index = Arc::new(WorkflowIndex::new(Arc::clone(&reader.epoch)));
         let life = Arc::new(Life::new(Arc::clone(&reader), Arc::clone(&index)));
         let least = [config.default_max_messages, config.default_max_bytes];
         let retention = Arc::new(Retention::new(Arc::clone(&reader), Arc::clone(&life), least));

@@ -264,10 +264,11 @@ impl WorkflowStorage for NATSStorage {
             let is_there = found.as_ref().is_some_and(|found| found.token.version >= version);
             // A consumer on another node can be ahead of what the leader answers, while the number of
             // replicas changes.
-            if is_there || !self.parts.reader.has_copies() || begun.elapsed() >= LAG_MAX {
+            let left = LAG_MAX.saturating_sub(begun.elapsed());
+            if is_there || !self.parts.reader.has_copies() || left.is_zero() {
                 return Ok(found);
             }
-            sleep(pause).await;
+            sleep(pause.min(left)).await;
             pause *= 2;
         }
     }

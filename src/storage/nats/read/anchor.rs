@@ -29,6 +29,23 @@ const WITNESS_PERIOD: Duration = Duration::from_secs(1_200);
 #[derive(Debug, Serialize, Deserialize)]
 struct Payload {
     write: u64,
+    /// Where this server had seen that all changes are whole.
+    #[serde(default)]
+    whole: Whole,
+}
+
+/// A stretch of the stream in which a server has seen that all changes are whole. What is missing there by
+/// now was removed since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whole {
+    pub from: u64,
+    pub to: u64,
+}
+
+impl Whole {
+    pub fn covers(&self, sequence: u64) -> bool {
+        (self.from..=self.to).contains(&sequence)
+    }
 }
 
 /// The anchor as this server has written it.
@@ -127,8 +144,9 @@ impl Anchor {
         now.duration_since(written.at).is_ok_and(|age| age >= TTL)
     }
 
-    /// What writes it anew. It expects the one before, where it is known which one that is.
-    pub fn next(&mut self) -> Next {
+    /// What writes it anew, with where this server knows all changes to be whole. It expects the one before,
+    /// where it is known which one that is.
+    pub fn next(&mut self, whole: Whole) -> Next {
         self.writes += 1;
         let write = self.writes;
         let mut headers = vec![(header::ROLLUP, "sub".to_owned()), (header::TTL, names::ttl(TTL))];
@@ -140,7 +158,7 @@ impl Anchor {
             // Until its outcome is known.
             (last.tried, last.highest) = (write, write);
         }
-        let payload = serde_json::to_vec(&Payload { write }).unwrap_or_default().into();
+        let payload = serde_json::to_vec(&Payload { write, whole }).unwrap_or_default().into();
         Next { subject: self.subject(), headers, payload, write }
     }
 
@@ -217,6 +235,12 @@ impl Anchor {
         now.duration_since(witness.at).unwrap_or(TTL)
     }
 
+    /// Where the server that wrote this had seen that all changes are whole.
+    pub fn whole(payload: &[u8]) -> Whole {
+        let read = serde_json::from_slice::<Payload>(payload);
+        read.map_or_else(|_| Whole::default(), |payload| payload.whole)
+    }
+
     /// Reads what stands in the stream. What cannot be read was not written here.
     pub fn read(payload: &[u8], sequence: u64) -> Found {
         let write = serde_json::from_slice::<Payload>(payload).map_or(0, |payload| payload.write);
@@ -237,40 +261,40 @@ mod tests {
     #[test]
     fn each_write_expects_the_one_before() {
         let mut anchor = Anchor::new();
-        let first = anchor.next();
+        let first = anchor.next(Whole::default());
         assert_eq!(expected(&first), None, "nothing is known yet");
         anchor.done(&first, 7);
-        let second = anchor.next();
+        let second = anchor.next(Whole::default());
         assert_eq!(expected(&second), Some("7"));
         anchor.refused(&second);
-        let third = anchor.next();
+        let third = anchor.next(Whole::default());
         assert_eq!(expected(&third), Some("7"), "it is still that one");
         anchor.refused(&third);
         let last = anchor.last().unwrap();
         assert_eq!((last.acknowledged, last.tried, last.highest), (1, 1, 3));
-        let third = anchor.next();
+        let third = anchor.next(Whole::default());
         // Without an answer nobody knows which one it is, until it is found.
-        let fourth = anchor.next();
+        let fourth = anchor.next(Whole::default());
         assert_eq!(expected(&fourth), None);
         anchor.found(Anchor::read(&third.payload, 9));
-        let fifth = anchor.next();
+        let fifth = anchor.next(Whole::default());
         assert_eq!(expected(&fifth), Some("9"));
         anchor.done(&fifth, 12);
         assert!(anchor.is_young(SystemTime::now()));
         assert!(!anchor.is_young(SystemTime::now() + PERIOD));
         anchor.forget();
-        assert_eq!(expected(&anchor.next()), None);
+        assert_eq!(expected(&anchor.next(Whole::default())), None);
         assert_eq!(Anchor::read(b"{}", 3), Found { write: 0, sequence: 3 });
     }
 
     #[test]
     fn what_a_refusal_names_is_gone_on_from_if_it_was_tried() {
         let mut anchor = Anchor::new();
-        let first = anchor.next();
+        let first = anchor.next(Whole::default());
         assert!(!anchor.named(Found { write: 1, sequence: 7 }), "nothing is known yet");
         anchor.done(&first, 7);
         for _ in 0..2 {
-            let refused = anchor.next();
+            let refused = anchor.next(Whole::default());
             anchor.refused(&refused);
         }
         let named = |write, sequence| anchor.clone().named(Found { write, sequence });
@@ -280,7 +304,7 @@ mod tests {
         assert!(!named(2, 7) && !named(2, 5), "it does not stand where an older one is");
         assert!(anchor.named(Found { write: 2, sequence: 9 }));
         assert!(!anchor.named(Found { write: 2, sequence: 9 }), "it is known");
-        let next = anchor.next();
+        let next = anchor.next(Whole::default());
         assert_eq!(expected(&next), Some("9"));
         anchor.refused(&next);
         assert_eq!(anchor.last().unwrap().acknowledged, 2);

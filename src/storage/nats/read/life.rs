@@ -18,7 +18,6 @@ const NAMED_WAIT: Duration = Duration::from_secs(1);
 pub struct Life {
     reader: Arc<Reader>,
     index: Arc<WorkflowIndex>,
-    number: AtomicU64,
     /// Lives that were seen to end by something else than a look.
     suspected: AtomicU64,
     wanted: Notify,
@@ -27,14 +26,13 @@ pub struct Life {
 
 impl Life {
     pub fn new(reader: Arc<Reader>, index: Arc<WorkflowIndex>) -> Self {
-        let (number, suspected) = (AtomicU64::new(0), AtomicU64::new(0));
-        let anchor = Mutex::new(Anchor::new());
-        Self { reader, index, number, suspected, wanted: Notify::new(), anchor }
+        let (suspected, anchor) = (AtomicU64::new(0), Mutex::new(Anchor::new()));
+        Self { reader, index, suspected, wanted: Notify::new(), anchor }
     }
 
     /// A number that grows whenever the store turns out to be another one than it was.
     pub fn number(&self) -> u64 {
-        self.number.load(Ordering::Acquire)
+        self.reader.epoch.now()
     }
 
     /// This server's own record; who writes or compares it holds it until that is done.
@@ -51,11 +49,10 @@ impl Life {
         held.is_ok_and(|mut anchor| anchor.named(named))
     }
 
-    /// Drops everything that is remembered.
+    /// Drops everything that is remembered. Once the number has grown, nothing of it is left.
     pub fn end(&self) {
-        self.reader.forget();
         self.index.forget();
-        self.number.fetch_add(1, Ordering::AcqRel);
+        self.reader.forget();
     }
 
     /// Ends it because of what an acknowledgement has shown; whoever looks next goes on from there.

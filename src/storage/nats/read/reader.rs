@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::anchor::Whole;
 use super::epoch::Epoch;
 use super::hints::Hints;
 use super::known::KnownTokens;
@@ -78,6 +79,8 @@ pub struct Reader {
     /// The highest one that was acknowledged to this server. What was only read, a kill of nats-server
     /// can take back.
     acknowledged: AtomicU64,
+    /// Where all changes were seen to be whole, and in which life of the store.
+    whole: Mutex<(u64, Whole)>,
 }
 
 /// What copies of the stream there are.
@@ -107,7 +110,7 @@ pub fn unavailable(error: impl ToString) -> StorageError {
 
 impl Reader {
     pub fn new(link: Arc<Link>, attempts: usize) -> Self {
-        let (last, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
+        let [last, acknowledged] = [0; 2].map(AtomicU64::new);
         let (epoch, copies) = (Arc::<Epoch>::default(), Copies::default());
         let (hints, known) = (Hints::new(Arc::clone(&epoch)), KnownTokens::new(Arc::clone(&epoch)));
         let [singles, runs] = [SINGLES_PARTS, RUNS_MAX].map(Semaphore::new);
@@ -124,6 +127,7 @@ impl Reader {
             copies,
             last,
             acknowledged,
+            whole: Mutex::default(),
         }
     }
 
@@ -131,12 +135,13 @@ impl Reader {
         self.copies.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was known of the stream: it is another one.
+    /// Forgets what was known of the stream: it is another one. The epoch ends last, as who sees the next
+    /// one relies on nothing being left of this.
     pub fn forget(&self) {
-        self.epoch.end();
-        self.known.forget();
         self.last.store(0, Ordering::Release);
         self.acknowledged.store(0, Ordering::Release);
+        self.epoch.end();
+        self.known.forget();
     }
 
     /// Notes how the stream is now.
@@ -191,6 +196,16 @@ impl Reader {
     pub fn record_acknowledged(&self, sequence: u64) {
         self.acknowledged.fetch_max(sequence, Ordering::AcqRel);
         self.record_sequence(sequence);
+    }
+
+    /// Where all changes were seen to be whole.
+    pub fn whole(&self) -> Whole {
+        let (life, whole) = *self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if life == self.epoch.now() { whole } else { Whole::default() }
+    }
+
+    pub fn set_whole(&self, of: (u64, Whole)) {
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = of;
     }
 
     /// The newest message on a subject, which may have wildcards.

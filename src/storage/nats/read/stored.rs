@@ -169,6 +169,12 @@ impl Stored {
         })
     }
 
+    /// The sequence of the first message of its batch. What was written alone says nothing of a batch.
+    pub fn first_in_batch(&self) -> u64 {
+        let before = self.marks.in_batch.unwrap_or(1).saturating_sub(1);
+        self.sequence.saturating_sub(before).max(1)
+    }
+
     /// Whether it only marks that a token left its place.
     pub fn is_departure(&self) -> bool {
         self.payload.is_empty()

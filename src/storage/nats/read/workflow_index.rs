@@ -49,22 +49,17 @@ pub struct Pointer {
 }
 
 impl WorkflowIndex {
-    pub fn new() -> Self {
-        let epoch = Arc::<Epoch>::default();
-        Self {
-            firsts: Remembered::new(Arc::clone(&epoch), FIRSTS_MAX),
-            epoch,
-            listed: Mutex::default(),
-        }
+    pub fn new(epoch: Arc<Epoch>) -> Self {
+        let firsts = Remembered::new(Arc::clone(&epoch), FIRSTS_MAX);
+        Self { epoch, firsts, listed: Mutex::default() }
     }
 
     fn listed(&self) -> MutexGuard<'_, Listed> {
         self.listed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets everything.
+    /// Forgets which workflows there are; the rest goes with its epoch.
     pub fn forget(&self) {
-        self.epoch.end();
         let mut listed = self.listed();
         // Also for one that is listed at this moment.
         (listed.all, listed.answered) = (None, listed.answered + 1);

@@ -277,7 +277,7 @@ async fn write_anchor(reader: &Reader, meter: &Meter, anchor: &mut Anchor) {
     if anchor.is_young(SystemTime::now()) {
         return;
     }
-    let next = anchor.next();
+    let next = anchor.next(reader.whole());
     let (subject, payload) = (next.subject.clone(), next.payload.clone());
     match jetstream::store(&reader.link, subject, &next.headers, payload).await {
         Ok(sequence) => {

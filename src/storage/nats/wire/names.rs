@@ -105,6 +105,9 @@ pub fn server(server: Uuid) -> String {
     format!("cb.store.servers.{server}")
 }
 
+/// The records of all servers.
+pub const ALL_SERVERS: &str = "cb.store.servers.*";
+
 /// The record of this server that stays where it is through one life of the store.
 pub fn witness(server: Uuid) -> String {
     format!("cb.store.servers.{server}.witness")

@@ -30,6 +30,9 @@ const ASKED_AT_ONCE: usize = 32;
 /// Time for all of them; they take a fraction of a millisecond each.
 const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// By how much nats-server may remove something before its time.
+const GONE_MARGIN: Duration = Duration::from_millis(500);
+
 /// What a message stands in the way of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
@@ -156,6 +159,10 @@ impl Arbiter {
                 Some(Found::Unclear(reason)) => {
                     answer(pending, Err(StorageError::OutcomeUnknown { reason }));
                 }
+                Some(Found::Gone) => {
+                    let reason = self.gone(&pending);
+                    answer(pending, Err(reason));
+                }
                 // It is not there, or cannot be looked for; then a try that fails says more.
                 absent => {
                     pending.contested &= absent.is_none();
@@ -200,6 +207,18 @@ impl Arbiter {
         kept.into_iter().flatten().collect()
     }
 
+    /// What is told of a move whose token is not there any more. Had it been made, the token would stand
+    /// where it went for as long as one that is completed is kept.
+    fn gone(&self, pending: &Pending) -> StorageError {
+        if let Some((_, id, _)) = pending.commit.moves() {
+            self.mender.reader.known.gone(id);
+        }
+        if pending.accepted.elapsed() + GONE_MARGIN < self.mender.age {
+            return pending.commit.lost();
+        }
+        StorageError::OutcomeUnknown { reason: "the token is not there any more".to_owned() }
+    }
+
     /// After a refusal that may have come once something was stored: answers what is there, and gives
     /// the rest. Nothing of it is under way any more, so what is not there is not done.
     pub async fn settle_refused(&self, group: Vec<Pending>) -> Vec<Pending> {
@@ -216,6 +235,10 @@ impl Arbiter {
                 }
                 Some(Found::Unclear(reason)) => {
                     answer(pending, Err(StorageError::OutcomeUnknown { reason }));
+                }
+                Some(Found::Gone) => {
+                    let reason = self.gone(&pending);
+                    answer(pending, Err(reason));
                 }
                 // It cannot be looked for now.
                 None => {
@@ -284,7 +307,7 @@ impl Arbiter {
                 // It has lost only to something else, as below: where its token is as it was decided on,
                 // an earlier try that is still under way could yet be taken.
                 Ok(Found::Absent) => {}
-                Ok(Found::Unclear(_)) | Err(_) => return Some(pending),
+                Ok(Found::Gone | Found::Unclear(_)) | Err(_) => return Some(pending),
             }
         }
         if let Some((workflow, id, state)) = pending.commit.moves() {
@@ -326,6 +349,7 @@ impl Arbiter {
             match self.find(&pending.commit, told).await {
                 Ok(Found::Stored(sequence)) => Ok(sequence),
                 Ok(Found::Absent) => Err(pending.commit.lost()),
+                Ok(Found::Gone) => Err(self.gone(&pending)),
                 Ok(Found::Unclear(reason)) => Err(StorageError::OutcomeUnknown { reason }),
                 Err(_) => return Some(pending),
             }

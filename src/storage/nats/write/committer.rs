@@ -313,7 +313,7 @@ impl Committer {
         if group.iter().any(|pending| pending.life != life) {
             return Err(BatchError::NotDone("it is another life of the store".to_owned()));
         }
-        let next = anchor.next();
+        let next = anchor.next(self.reader.whole());
         let mut first = Outgoing::of(&next);
         if let Some(end) = group.iter().find_map(|pending| pending.commit.end) {
             first.set(header::EXPECTED_LAST_SEQUENCE, end);
@@ -465,7 +465,7 @@ impl Committer {
         }
         // This server's own record comes before them.
         let first = last - count as u64;
-        self.end.written(first..=last, self.life.number());
+        self.end.written(first..=last, self.life.number(), &self.reader);
         let mut next = last + 1 - count as u64;
         for pending in group {
             let (commit, state) = (&pending.commit, next + pending.commit.state_at() as u64);

@@ -11,7 +11,7 @@ use super::mend::Mender;
 use super::preceding::Preceding;
 use crate::storage::StorageError;
 use crate::storage::nats::read::life::Life;
-use crate::storage::nats::read::reader::unavailable;
+use crate::storage::nats::read::reader::{Reader, unavailable};
 use crate::storage::nats::upkeep::supervisor::Standing;
 use crate::storage::nats::wire::link::Link;
 
@@ -71,10 +71,12 @@ impl EndOfStream {
     }
 
     /// A batch of this server was stored whole, with these sequences.
-    pub fn written(&mut self, sequences: RangeInclusive<u64>, life: u64) {
+    pub fn written(&mut self, sequences: RangeInclusive<u64>, life: u64, reader: &Reader) {
         if self.whole.0 == life {
-            self.preceding.push(self.whole.1 + 1..=sequences.start() - 1);
+            let foreign = self.whole.1 + 1..=sequences.start() - 1;
             self.whole.1 = self.whole.1.max(*sequences.end());
+            self.preceding.push_new(foreign, self.whole.1, life);
+            reader.set_whole(self.preceding.whole());
         }
     }
 
@@ -105,8 +107,9 @@ impl EndOfStream {
             Ok(last) => {
                 // That the end is whole does not say that all before it is: this server's own batches, or
                 // those of the one that ran here before, may stand behind what others left.
-                self.preceding.push(self.whole.1 + 1..=last);
+                self.preceding.push_new(self.whole.1 + 1..=last, last, life);
                 self.whole = (life, last);
+                mender.reader.set_whole(self.preceding.whole());
                 self.look_at = None;
                 self.signals.looked.send_replace(disturbances);
                 Ok(())

@@ -40,6 +40,8 @@ pub enum Found {
     Stored(Sequence),
     /// It is not stored.
     Absent,
+    /// The token is not there any more.
+    Gone,
     /// What would tell is gone, or older than what is known.
     Unclear(String),
 }
@@ -88,11 +90,12 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
     for _ in 0..ROUNDS_MAX {
         let last = jetstream::stream_state(&mender.link).await?.last_sequence;
         let Some(found) = token::find(&mender.reader, workflow, *id).await? else {
-            let gone = Found::Unclear("the token is not there any more".to_owned());
             return Ok(match commit.kind {
-                Kind::Move { .. } => gone,
+                Kind::Move { .. } => Found::Gone,
                 // What stood in its way may have been the token itself, or a pointer.
-                _ if told > 0 && was_token(&mender.reader, *id, told).await? => gone,
+                _ if told > 0 && was_token(&mender.reader, *id, told).await? => {
+                    Found::Unclear("the token is not there any more".to_owned())
+                }
                 Kind::CreateToken { .. } | Kind::CreateWorkflow => Found::Absent,
             });
         };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use tokio::time::Instant;
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -18,9 +19,10 @@ use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Presence, Shape};
 use crate::domain::{EventKind, WorkflowEvent};
 use crate::storage::StorageError;
+use crate::storage::nats::read::anchor::Anchor;
 use crate::storage::nats::read::chain;
 use crate::storage::nats::read::known::Standing;
-use crate::storage::nats::read::reader::{Reader, unavailable};
+use crate::storage::nats::read::reader::{RUN_MESSAGES_MAX, RUN_WAIT_MAX, Reader, unavailable};
 use crate::storage::nats::read::stored::Stored;
 use crate::storage::nats::read::token;
 use crate::storage::nats::read::workflow_index::WorkflowIndex;
@@ -28,7 +30,7 @@ use crate::storage::nats::wire::jetstream::{self, code};
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::meter::Meter;
 use crate::storage::nats::wire::names::{
-    self, ALL_DEFINITIONS, ALL_EVENTS, ALL_TOKENS, PURGED, header,
+    self, ALL_DEFINITIONS, ALL_EVENTS, ALL_SERVERS, ALL_TOKENS, PURGED, header,
 };
 
 /// How often it looks anew where others mend or move the same token at the same time.
@@ -276,7 +278,8 @@ impl Mender {
     }
 
     /// Whether an event at this sequence, which is not there, can have been there: events go with age,
-    /// and to make room. Anything else may have stood there that has gone since.
+    /// to make room, and by an operator's hand. A purge leaves no mark; but what some server has once seen to
+    /// be whole was not cut. Anything else may have stood there that has gone since.
     async fn was_removed(
         &self,
         state: &Stored,
@@ -292,7 +295,12 @@ impl Mender {
             return Ok(true);
         }
         let purged = self.reader.last(PURGED).await?.and_then(|stored| stored.purged());
-        Ok(purged.is_some_and(|purged| purged >= sequence))
+        if purged.is_some_and(|purged| purged >= sequence) {
+            return Ok(true);
+        }
+        let until = Instant::now() + RUN_WAIT_MAX;
+        let servers = self.reader.events(ALL_SERVERS, 1, RUN_MESSAGES_MAX, until).await?.messages;
+        Ok(servers.iter().any(|record| Anchor::whole(&record.payload).covers(sequence)))
     }
 
     /// Whether a repair has written this event.

@@ -22,6 +22,7 @@ use tracing::{debug, error, warn};
 
 use super::mend::{Mender, State};
 use crate::storage::StorageError;
+use crate::storage::nats::read::anchor::Whole;
 use crate::storage::nats::read::reader::RUN_MESSAGES_MAX;
 use crate::storage::nats::read::stored::Stored;
 
@@ -60,6 +61,8 @@ struct Ranges {
     waiting: VecDeque<Range>,
     /// Those that are looked at now.
     current: Vec<Range>,
+    /// Where all is whole that is not held here, in which life of the store.
+    known: (u64, Whole),
 }
 
 impl Ranges {
@@ -105,13 +108,36 @@ impl Preceding {
 
     /// Forgets everything: it is another stream.
     pub fn forget(&self) {
-        self.ranges().waiting.clear();
+        let mut ranges = self.ranges();
+        ranges.waiting.clear();
+        ranges.known = (0, Whole::default());
+    }
+
+    /// Adds what others may have written since this server knew all to be whole; what comes behind it up to
+    /// `known` is.
+    pub fn push_new(&self, range: Range, known: u64, life: u64) {
+        let is_all = (range.end() + 1).saturating_sub(*range.start()) <= BEFORE_MAX;
+        let looked_from = range.end().saturating_sub(BEFORE_MAX - 1).max(1);
+        self.push(range);
+        let mut ranges = self.ranges();
+        let (of, before) = ranges.known;
+        let from = if is_all && of == life && before.to > 0 { before.from } else { looked_from };
+        ranges.known = (life, Whole { from, to: known });
     }
 
     /// Whether this sequence is still to be looked at.
     pub fn holds(&self, sequence: u64) -> bool {
         let ranges = self.ranges();
         ranges.waiting.iter().chain(&ranges.current).any(|range| range.contains(&sequence))
+    }
+
+    /// Where all is whole, in which life of the store.
+    pub fn whole(&self) -> (u64, Whole) {
+        let ranges = self.ranges();
+        let held = ranges.waiting.iter().chain(&ranges.current).map(|range| range.start() - 1);
+        let (life, known) = ranges.known;
+        let to = held.min().map_or(known.to, |before| known.to.min(before));
+        (life, Whole { to, ..known })
     }
 
     /// Takes those that are next.
@@ -140,6 +166,7 @@ impl Preceding {
             let looks = ranges.into_iter().map(|range| look_back(&mender, range));
             let (rest, worked): (Vec<_>, Vec<_>) = join_all(looks).await.into_iter().unzip();
             self.put_back(rest.into_iter().flatten());
+            mender.reader.set_whole(self.whole());
             if worked.contains(&false) {
                 sleep(PAUSE).await;
             }
@@ -195,13 +222,7 @@ async fn step_back(mender: &Mender, sequence: u64) -> Result<Step, StorageError>
     if !message.is_departure() {
         mend(mender, &message).await?;
     }
-    Ok(Step::LookedFrom(first_of(&message)))
-}
-
-/// The first message of the batch of this one. What was written alone says nothing of a batch.
-fn first_of(message: &Stored) -> u64 {
-    let before = message.marks.in_batch.unwrap_or(1).saturating_sub(1);
-    message.sequence.saturating_sub(before).max(1)
+    Ok(Step::LookedFrom(message.first_in_batch()))
 }
 
 /// Looks at the batches of a stretch in which many messages are gone.
@@ -214,7 +235,7 @@ async fn look_at_stretch(mender: &Mender, range: Range) -> Result<Step, StorageE
         let run = run.await?;
         let Some(last) = run.messages.last().map(|message| message.sequence) else { break };
         for message in run.messages.iter().filter(|message| range.contains(&message.sequence)) {
-            let end = (message.sequence, first_of(message), message.is_departure());
+            let end = (message.sequence, message.first_in_batch(), message.is_departure());
             match ends.last_mut() {
                 Some(there) if there.1 == end.1 => *there = end,
                 _ => ends.push(end),
