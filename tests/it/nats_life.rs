@@ -701,6 +701,48 @@ fn answers_that_are_forbidden_for_a_while_come_again() {
     });
 }
 
+/// A part of what the engine must publish, without which nothing can be written, though looks work.
+#[test]
+fn a_permission_that_is_taken_away_in_part_is_told_where_nothing_can_be_written() {
+    for denied in ["cb.workflows.*.events.>", "cb.store.servers.>"] {
+        let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
+        let Some((nats, folder)) = configured(&all) else { return };
+        runtime().block_on(async {
+            let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
+            let schema =
+                create_schema_with_storage(Arc::clone(&storage) as Arc<dyn WorkflowStorage>);
+            let node = Node { storage, schema };
+            node.define("w").await;
+            let id = node.create("w").await;
+            let path = folder.path().join("nats.conf");
+            let reload = |text: &str| {
+                std::fs::write(&path, text).unwrap();
+                nats.reload();
+            };
+            reload(&permissions(&format!(
+                "{{ allow: [ \"cb.>\", \"$JS.API.>\" ], deny: [ \"{denied}\" ] }}"
+            )));
+            let (deadline, prefix) = (Instant::now() + WAIT_MAX, denied.split('*').next().unwrap());
+            let missing = format!("publish to {}", prefix.trim_end_matches('>'));
+            loop {
+                let answer =
+                    node.ask(FIRE, json!({ "tokenId": id, "transitionId": "submit" })).await;
+                let health = node.storage.health().await;
+                if matches!(&health, StorageHealth::Unhealthy(why) if why.contains(&missing)) {
+                    let said = answer["errors"][0]["message"].as_str().unwrap();
+                    assert!(said.contains(&missing), "{said}");
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{denied}: {health:?} {answer}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            reload(&all);
+            node.health("given back", healthy).await;
+            assert_eq!(node.fire(&id, "submit").await, "");
+        });
+    }
+}
+
 /// What an account may do without, and a workflow that it may not write: all else goes on.
 #[test]
 fn a_permission_that_is_missing_for_one_workflow_stops_that_one_alone() {

@@ -296,6 +296,10 @@ async fn write_anchor(reader: &Reader, meter: &Meter, anchor: &mut Anchor) {
                         "nats-server does not answer what is written; {why}"
                     ));
                 }
+                // No batch can be sent without it.
+                ApiError::Link(denied @ LinkError::Denied(_)) => {
+                    meter.record_denied(&denied.to_string());
+                }
                 ApiError::Link(_) | ApiError::Unreadable(_) => {}
             }
         }

@@ -14,8 +14,9 @@ use crate::storage::StorageError;
 /// How long nothing can be written before health says so.
 const TROUBLE_MIN: Duration = Duration::from_secs(3);
 
-/// How long it lasts after the last refusal, though a server's own record goes through.
-const TROUBLE_LASTS: Duration = Duration::from_millis(1_500);
+/// How long it lasts after the last refusal, though a server's own record goes through. What is denied is
+/// tried again every two seconds.
+const TROUBLE_LASTS: Duration = Duration::from_millis(2_500);
 
 /// How long a limit of nats-server counts as reached after it has refused something for it last, though
 /// a server's own record, which is small, goes through.
@@ -115,6 +116,13 @@ impl Meter {
     /// The same for one that was sent then and is not answered.
     pub fn record_silence(&self, since: Instant, reason: &str) {
         self.record_trouble_since(since, &format!("{reason}; {WHY_UNANSWERED}"));
+    }
+
+    /// Notes that the account may not publish what a batch holds. That may be so for a part of what there is
+    /// to write, so it is told only where nothing else was written for some seconds.
+    pub fn record_denied(&self, reason: &str) {
+        self.in_trouble().outage.expected(Instant::now());
+        self.record_trouble(reason);
     }
 
     fn record_trouble_since(&self, since: Instant, reason: &str) {

@@ -280,6 +280,9 @@ impl Committer {
                     self.put_back(tried(group, &reason, true), RETRY_PAUSE);
                 }
                 Err(BatchError::NotDone(reason)) => {
+                    if let Some(denied) = self.link.all_denied() {
+                        self.meter.record_denied(&denied);
+                    }
                     self.put_back(tried(group, &reason, false), RETRY_PAUSE);
                 }
                 Err(BatchError::Refused(refusal)) => {
