@@ -110,10 +110,10 @@ async fn by_subject(
     deadline: Instant,
 ) -> Result<Option<Page<StoredToken>>, StorageError> {
     let mut tokens = HashSet::new();
-    subjects::visit(&reader.link, filter, |subject, _| {
+    let visited = subjects::visit(&reader.link, filter, |subject, _| {
         tokens.extend(names::parse_token(subject).map(|(workflow, _, id)| (workflow, id)));
-    })
-    .await?;
+    });
+    timeout_at(deadline, visited).await.map_err(|_| late())??;
     if tokens.len() > limit.rows.saturating_mul(2).saturating_add(FEW_MORE) {
         return Ok(None);
     }
