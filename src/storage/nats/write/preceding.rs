@@ -270,3 +270,47 @@ async fn mend(mender: &Mender, message: &Stored) -> Result<(), StorageError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_to_be_whole_ends_before_what_is_still_to_be_looked_at() {
+        let preceding = Preceding::default();
+        let whole = |from, to| (3, Whole { from, to });
+        // A start, in a stream that is longer than what is looked at.
+        preceding.push_new(1..=10_000, 10_000, 3);
+        assert_eq!(preceding.whole(), whole(5_905, 5_904), "nothing yet");
+        let looked = preceding.take();
+        assert_eq!(preceding.whole(), whole(5_905, 5_904), "it is being looked at");
+        assert_eq!(looked, [5_905..=10_000]);
+        preceding.put_back([5_905..=7_000].into_iter());
+        assert_eq!(preceding.whole(), whole(5_905, 5_904), "it is looked at from its end");
+        preceding.take();
+        preceding.put_back([].into_iter());
+        assert_eq!(preceding.whole(), whole(5_905, 10_000));
+        // Nothing, and something, of others between two batches of this server.
+        preceding.push_new(Range::new(10_001, 10_000), 10_004, 3);
+        assert_eq!(preceding.whole(), whole(5_905, 10_004));
+        preceding.push_new(10_005..=10_008, 10_012, 3);
+        assert_eq!(preceding.whole(), whole(5_905, 10_004));
+        preceding.take();
+        preceding.put_back([].into_iter());
+        assert_eq!(preceding.whole(), whole(5_905, 10_012));
+        // More than is looked at: what stands before that is not claimed.
+        preceding.push_new(10_013..=20_000, 20_004, 3);
+        preceding.take();
+        preceding.put_back([].into_iter());
+        assert_eq!(preceding.whole(), whole(15_905, 20_004));
+        // Another life.
+        preceding.forget();
+        assert_eq!(preceding.whole(), (0, Whole::default()));
+        preceding.push_new(1..=30, 30, 4);
+        assert_eq!(preceding.whole(), (4, Whole { from: 1, to: 0 }));
+        preceding.take();
+        preceding.put_back([].into_iter());
+        assert_eq!(preceding.whole(), (4, Whole { from: 1, to: 30 }));
+        assert!(Whole { from: 1, to: 30 }.covers(30) && !Whole { from: 1, to: 0 }.covers(0));
+    }
+}
