@@ -28,6 +28,7 @@ mod nats_life;
 mod nats_limits;
 mod nats_operator;
 mod nats_outage;
+mod nats_permissions;
 mod nats_proxy;
 mod nats_races;
 mod nats_server;

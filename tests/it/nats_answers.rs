@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::nats_bus::{Bus, STREAM, next, so_far};
-use crate::nats_life::{engine_config, permissions};
 use crate::nats_outage::signal;
+use crate::nats_permissions::{engine_config, permissions};
 use crate::nats_server::{Cluster, configured};
 use crate::support::{fired, new_token, now, review_workflow, runtime};
 
