@@ -146,6 +146,14 @@ fn record(sequence: u64) -> Raw {
     record
 }
 
+/// What nobody can read: no version has written it.
+fn unreadable(sequence: u64) -> Raw {
+    let mut record = filler(sequence);
+    record.subject = "cb.store.unreadable".to_owned();
+    record.headers.insert("Cb-Format", "none");
+    record
+}
+
 /// What there is after a part of a change: what has its first message has happened, all else has not.
 fn after(was: &Contents, will_be: &Contents, part: &[Raw]) -> Contents {
     let happened = |id: &Uuid| {
@@ -251,8 +259,10 @@ async fn every_cut_is_mended_by_who_goes_on(scene: &Scene) {
         }
         // Servers go on to write of themselves.
         let records = if how == GoesOn::Third { 0 } else { RECORDS };
-        for _ in 0..records {
-            bus.publish_raw(&record(bus.last_sequence().await + 1)).await;
+        for n in 0..records {
+            let sequence = bus.last_sequence().await + 1;
+            let message = if n == RECORDS / 2 { unreadable(sequence) } else { record(sequence) };
+            bus.publish_raw(&message).await;
         }
         let mut expected = after(was, will_be, &messages[..cut]);
         expected.tokens.insert(other, (1, "draft".to_owned()));
