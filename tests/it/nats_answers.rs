@@ -12,8 +12,10 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
 use crate::nats_bus::{Bus, STREAM, next, so_far};
+use crate::nats_life::Node;
 use crate::nats_outage::signal;
 use crate::nats_permissions::{engine_config, permissions};
 use crate::nats_server::{Cluster, configured};
@@ -327,5 +329,77 @@ fn a_list_of_tokens_that_move_all_the_time_ends_and_shows_each_once() {
         end(&storage, &told, movers).await;
         storage.close().await;
         other.close().await;
+    });
+}
+
+/// Moves a token to its other place and back, so many times.
+async fn move_to_and_fro(storage: &NATSStorage, workflow: &Workflow, id: Uuid, times: usize) {
+    let mut stored = storage.load_token(id, None).await.unwrap().unwrap();
+    for _ in 0..times {
+        for next in ["submit", "reject"] {
+            stored = storage.commit(stored.revision, fired(workflow, &stored, next)).await.unwrap();
+        }
+    }
+}
+
+/// In a cluster a refusal alone is no proof, so what was refused is looked for. That others have moved the
+/// token often, or that its history is gone, makes that neither long nor unclear.
+#[test]
+fn what_was_refused_is_looked_for_only_where_it_can_be() {
+    /// Gets for a creation whose id is taken: its claim, the token, what stood in its way, what others wrote.
+    const ASKED_MAX: usize = 30;
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let (one, other) = (Arc::new(cluster.open(0).await), cluster.open(1).await);
+        let age = Duration::from_secs(2);
+        let hasty = NATSStorageConfig { default_max_age: age, ..cluster.config(2) };
+        let hasty = NATSStorage::new(hasty).await.unwrap();
+        let node = Node::over(Arc::clone(&one));
+        let workflow = review_workflow("w");
+        node.define("w").await;
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+
+        // Long lives, and one whose history is gone but for its newest event.
+        let moved = [node.create("w").await, node.create("w").await];
+        let [busy, old] = moved.clone().map(|id| id.parse::<Uuid>().unwrap());
+        move_to_and_fro(&hasty, &workflow, old, 5).await;
+        move_to_and_fro(&other, &workflow, busy, 150).await;
+        let deadline = Instant::now() + WAIT_MAX;
+        let limit = PageLimit { rows: 100, bytes: 1 << 30 };
+        loop {
+            let stored = hasty.load_token(old, None).await.unwrap().unwrap();
+            let history = hasty.token_moves(&stored.token, None, limit).await.unwrap();
+            if history.items.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it ages");
+            sleep(Duration::from_millis(50)).await;
+        }
+        move_to_and_fro(&hasty, &workflow, old, 1).await;
+        let mut heard = bus.subscribe("$JS.API.STREAM.MSG.GET.>").await;
+        for (id, storage) in [(busy, &*one), (busy, &other), (old, &*one), (old, &other)] {
+            let again = workflow.create_token(Default::default(), id, now()).unwrap();
+            let error = storage.insert_token(again).await.unwrap_err();
+            assert!(matches!(error, StorageError::TokenExists { .. }), "{error}");
+            let asked = so_far(&bus, &mut heard, "$JS.API.STREAM.MSG.GET.marker").await;
+            let asked: Vec<_> =
+                asked.iter().map(|it| String::from_utf8_lossy(&it.payload)).collect();
+            assert!(asked.len() <= ASKED_MAX, "{asked:#?}");
+        }
+
+        // A server decides on what it remembers of a token, or has not written for long.
+        let id = node.create("w").await;
+        for writes in [true, false] {
+            move_to_and_fro(&other, &workflow, id.parse().unwrap(), 150).await;
+            if writes {
+                node.create("w").await;
+            }
+            for next in ["submit", "reject"] {
+                assert_eq!(node.fire(&id, next).await, "", "it writes: {writes}");
+            }
+        }
+        for storage in [&*one, &other, &hasty] {
+            storage.close().await;
+        }
     });
 }

@@ -278,7 +278,8 @@ impl WorkflowStorage for NATSStorage {
     }
 
     fn token_at_hand(&self, id: Uuid) -> Option<StoredToken> {
-        let (token, state) = self.parts.reader.known.kept(id, Instant::now())?;
+        let reader = &self.parts.reader;
+        let (token, state) = reader.known.kept(id, Instant::now(), reader.has_copies())?;
         Some(StoredToken { token, revision: Sequence(state) })
     }
 

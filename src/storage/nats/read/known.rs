@@ -40,6 +40,11 @@ const GUESSES: u32 = 200;
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// Where the stream has copies, a refusal alone proves nothing: what was written since this server's last
+/// acknowledgement is looked through. So nothing is guessed once that is longer ago than this, as others
+/// may have moved the token often since.
+const WRITES_WITHIN: Duration = Duration::from_secs(1);
+
 /// A departure is there for its TTL of a second. Up to this age that is sure, measured from when its
 /// batch was sent.
 const THERE_FOR: Duration = Duration::from_millis(900);
@@ -196,11 +201,17 @@ struct Guesses {
     refused: u32,
     pause: Duration,
     paused_until: Option<Instant>,
+    /// When something was written here last.
+    written_at: Option<Instant>,
 }
 
 impl Guesses {
     /// Whether one may be made now.
-    fn make(&mut self, now: Instant) -> bool {
+    fn make(&mut self, now: Instant, has_copies: bool) -> bool {
+        let writes = |at| now.saturating_duration_since(at) < WRITES_WITHIN;
+        if has_copies && !self.written_at.is_some_and(writes) {
+            return false;
+        }
         if self.paused_until.is_some_and(|until| now < until) {
             return false;
         }
@@ -265,17 +276,19 @@ impl KnownTokens {
         if self.epoch.now() == begun && self.kept.get(&token.id).is_none_or(is_older) {
             let (epoch, memory) = (begun, token.memory());
             self.kept.insert(token.id, Kept { epoch, token: Arc::clone(token), state, memory });
+            self.guesses().written_at = Some(Instant::now());
         }
     }
 
     /// A token as it was written here last, with its message, if its next move may be decided on that.
-    pub fn kept(&self, token: Uuid, now: Instant) -> Option<(Arc<Token>, u64)> {
+    /// Where the stream `has_copies`, only while this server writes.
+    pub fn kept(&self, token: Uuid, now: Instant, has_copies: bool) -> Option<(Arc<Token>, u64)> {
         let kept = self.kept.get(&token).filter(|kept| kept.epoch == self.epoch.now())?;
         // Something newer was read since.
         if self.known().get(token).is_some_and(|known| known.state > kept.state) {
             return None;
         }
-        self.guesses().make(now).then_some((kept.token, kept.state))
+        self.guesses().make(now, has_copies).then_some((kept.token, kept.state))
     }
 
     /// Notes that a commit on the message `state` of a token was refused, as others have moved it.
@@ -374,22 +387,39 @@ mod tests {
     fn where_guesses_are_refused_none_is_made_for_a_while() {
         let (mut guesses, begun) = (Guesses::default(), Instant::now());
         let after = |millis| begun + Duration::from_millis(millis);
-        assert!(guesses.make(after(0)));
+        assert!(guesses.make(after(0), false));
         guesses.refuse(after(0));
-        assert!(guesses.make(after(1)), "one may be wrong");
+        assert!(guesses.make(after(1), false), "one may be wrong");
         guesses.refuse(after(1));
-        assert!(!guesses.make(after(1_000)), "two among few are too many");
-        assert!(guesses.make(after(1_002)));
+        assert!(!guesses.make(after(1_000), false), "two among few are too many");
+        assert!(guesses.make(after(1_002), false));
         (0..2).for_each(|_| guesses.refuse(after(1_002)));
-        assert!(!guesses.make(after(3_001)) && guesses.make(after(3_003)), "twice as long");
+        assert!(
+            !guesses.make(after(3_001), false) && guesses.make(after(3_003), false),
+            "twice as long"
+        );
         for _ in 0..10 {
             (0..2).for_each(|_| guesses.refuse(after(5_000)));
         }
-        assert!(!guesses.make(after(64_999)) && guesses.make(after(65_001)), "a minute at most");
+        assert!(
+            !guesses.make(after(64_999), false) && guesses.make(after(65_001), false),
+            "a minute at most"
+        );
         for _ in 0..2 * GUESSES {
-            assert!(guesses.make(after(66_000)));
+            assert!(guesses.make(after(66_000), false));
         }
         (0..2).for_each(|_| guesses.refuse(after(66_000)));
-        assert!(guesses.make(after(67_001)), "what went well for long begins anew");
+        assert!(guesses.make(after(67_001), false), "what went well for long begins anew");
+    }
+
+    #[test]
+    fn where_there_are_copies_guesses_are_made_only_by_who_writes() {
+        let (mut guesses, begun) = (Guesses::default(), Instant::now());
+        assert!(
+            guesses.make(begun, false) && !guesses.make(begun, true),
+            "nothing was written yet"
+        );
+        guesses.written_at = Some(begun);
+        assert!(guesses.make(begun, true) && !guesses.make(begun + WRITES_WITHIN, true));
     }
 }

@@ -280,7 +280,7 @@ impl Arbiter {
         let Mender { reader, index, .. } = &*self.mender;
         let look = async {
             match (&pending.commit.target, &pending.commit.kind) {
-                (Target::Token(id), Kind::CreateToken { workflow }) => {
+                (Target::Token(id), Kind::CreateToken { workflow, .. }) => {
                     let outcome = claim::look(reader, index, *id, workflow).await;
                     outcome.ok().map(|outcome| outcome == Outcome::Taken)
                 }
@@ -366,7 +366,7 @@ impl Arbiter {
     async fn creation_lost(&self, mut pending: Pending) -> Option<Pending> {
         let Mender { reader, index, .. } = &*self.mender;
         let taken = match (&pending.commit.target, &pending.commit.kind) {
-            (Target::Token(id), Kind::CreateToken { workflow }) => {
+            (Target::Token(id), Kind::CreateToken { workflow, .. }) => {
                 match claim::look(reader, index, *id, workflow).await {
                     Ok(Outcome::Free(claim)) => {
                         pending.commit.claim(&claim);

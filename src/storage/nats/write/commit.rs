@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::claim::Claim;
@@ -42,7 +43,7 @@ impl fmt::Display for Target {
 #[derive(Debug, Clone)]
 pub enum Kind {
     CreateWorkflow,
-    CreateToken { workflow: WorkflowId },
+    CreateToken { workflow: WorkflowId, created_at: DateTime<Utc> },
     Move { workflow: WorkflowId, expected: Sequence },
 }
 
@@ -65,6 +66,9 @@ pub struct Commit {
     pub end: Option<u64>,
     /// The life of the store that it was decided in, if that is known.
     pub life: Option<u64>,
+    /// What was acknowledged to this server before it was sent for the first time: if it is stored, then
+    /// behind that.
+    pub sent_behind: Option<u64>,
 }
 
 impl Commit {
@@ -101,6 +105,7 @@ impl Commit {
             earlier: Vec::new(),
             end: None,
             life: None,
+            sent_behind: None,
         })
     }
 
@@ -117,7 +122,7 @@ impl Commit {
     ) -> Result<Self, StorageError> {
         let workflow = change.token.workflow_id.clone();
         let anywhere = names::token_anywhere(&workflow, change.token.id);
-        let kind = Kind::CreateToken { workflow };
+        let kind = Kind::CreateToken { workflow, created_at: change.token.created_at };
         let pointer = claim.pointer.is_some();
         let mut commit = Self::of_token(change, Uuid::new_v4(), kind, pointer, None, age)?;
         commit.name_events();
@@ -189,7 +194,7 @@ impl Commit {
         };
         let workflow = token.workflow_id.clone();
         let kind = match cause {
-            Cause::Created { .. } => Kind::CreateToken { workflow },
+            Cause::Created { .. } => Kind::CreateToken { workflow, created_at: token.created_at },
             Cause::Moved => Kind::Move { workflow, expected: Sequence(state.sequence) },
         };
         let event_id = state.event_id().unwrap_or_else(|| {
@@ -253,9 +258,18 @@ impl Commit {
             };
             messages.push((piece, message));
         }
-        let (target, version) = (Target::Token(token.id), token.version);
-        let (newest, earlier, end, life) = (None, Vec::new(), None, change.life);
-        Ok(Self { target, kind, messages, event_id, version, newest, earlier, end, life })
+        Ok(Self {
+            target: Target::Token(token.id),
+            kind,
+            messages,
+            event_id,
+            version: token.version,
+            newest: None,
+            earlier: Vec::new(),
+            end: None,
+            life: change.life,
+            sent_behind: None,
+        })
     }
 
     /// The message that holds the token or the definition.
@@ -305,11 +319,16 @@ impl Commit {
         }
     }
 
+    /// Whether it can only be stored behind this sequence.
+    pub fn is_behind(&self, sequence: u64) -> bool {
+        self.sent_behind.is_some_and(|acknowledged| sequence <= acknowledged)
+    }
+
     /// The token that it creates or moves, and its workflow.
     pub fn token(&self) -> Option<(&WorkflowId, Uuid)> {
         match (&self.kind, &self.target) {
             (
-                Kind::Move { workflow, .. } | Kind::CreateToken { workflow },
+                Kind::Move { workflow, .. } | Kind::CreateToken { workflow, .. },
                 Target::Token(token),
             ) => Some((workflow, *token)),
             _ => None,

@@ -14,7 +14,7 @@ use super::end_of_stream::EndOfStream;
 use super::gather::{self, Gathering};
 use super::groups::{Groups, fitting, of_this_life, one_alone, split, unless_broken};
 use super::outgoing::Outgoing;
-use super::pending::{Pending, answer, expire_or_keep, no_room_for, refused, tried};
+use super::pending::{self, Pending, answer, expire_or_keep, no_room_for, refused, tried};
 use super::refusal::{Plan, Refusal};
 use super::turns::{Turn, Turns};
 use crate::storage::nats::read::known::{Known, Leaving};
@@ -256,13 +256,14 @@ impl Committer {
             let group = of_this_life(group, self.life.number());
             let group = one_alone(group, &mut groups);
             let group = self.arbiter.worth_trying(group).await;
-            let (group, unclear) = self.arbiter.rely(group, &self.end).await;
+            let (mut group, unclear) = self.arbiter.rely(group, &self.end).await;
             self.put_back(unclear, RETRY_PAUSE);
             if group.is_empty() {
                 continue;
             }
             let (sent, before) = (Instant::now(), self.reader.acknowledged());
             let begun = self.reader.epoch.now();
+            pending::sent(&mut group, before);
             match self.send(&group).await {
                 Ok(last) => {
                     if last <= before {

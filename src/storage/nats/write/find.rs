@@ -82,7 +82,7 @@ pub async fn find_in_time(
 /// the newest sequence that nats-server named when it refused it, else 0: a look that shows less is
 /// older than that.
 async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Found, StorageError> {
-    let (Target::Token(id), Kind::CreateToken { workflow } | Kind::Move { workflow, .. }) =
+    let (Target::Token(id), Kind::CreateToken { workflow, .. } | Kind::Move { workflow, .. }) =
         (&commit.target, &commit.kind)
     else {
         return find_definition(mender, commit).await;
@@ -104,6 +104,7 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
         }
         match trace_of(&found.state, commit)? {
             Trace::None => return Ok(Found::Absent),
+            Trace::Untold if is_of_others(&found.state, commit)? => return Ok(Found::Absent),
             Trace::Untold => match along_the_events(&mender.reader, &found, commit).await? {
                 Along::End(found) => return Ok(found),
                 Along::Passed(state) if is_told(mender, commit, state).await? => {
@@ -130,6 +131,16 @@ pub fn may_be_in(found: Option<&Standing>, commit: &Commit) -> bool {
     found.is_none_or(|found| {
         trace_of(&found.state, commit).map_or(true, |trace| trace != Trace::None)
     })
+}
+
+/// Whether a token that does not name a commit among its newest changes was surely made what it is
+/// without it: nobody has written it since, or it is another one than the commit has created.
+fn is_of_others(state: &Stored, commit: &Commit) -> Result<bool, StorageError> {
+    let is_another = match commit.kind {
+        Kind::CreateToken { created_at, .. } => state.token()?.token.created_at != created_at,
+        Kind::Move { .. } | Kind::CreateWorkflow => false,
+    };
+    Ok(is_another || commit.is_behind(state.sequence))
 }
 
 /// A commit from which others have gone on; its token was in the message `state`.
@@ -221,6 +232,9 @@ async fn along_the_events(
             && let Some(previous) = link.previous_sequence
         {
             return Ok(Along::Passed(previous - 1));
+        }
+        if commit.is_behind(stored.sequence) {
+            return Ok(Along::End(Found::Absent));
         }
         if stored.event()?.event.token_version.is_none_or(|version| version <= commit.version) {
             return Ok(Along::End(Found::Absent));

@@ -74,6 +74,13 @@ pub fn expire_or_keep(pending: Pending, now: Instant) -> Option<Pending> {
     None
 }
 
+/// Notes that they are sent, behind what was acknowledged so far.
+pub fn sent(group: &mut [Pending], acknowledged: u64) {
+    for pending in group {
+        pending.commit.sent_behind.get_or_insert(acknowledged);
+    }
+}
+
 /// Notes that they were refused; `contested` if by one of several.
 pub fn refused(group: &mut [Pending], contested: bool) {
     for pending in group {
