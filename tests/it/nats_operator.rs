@@ -125,8 +125,10 @@ fn a_retention_that_empties_the_stream_leaves_nothing_that_is_answered() {
             );
         }
         change(&bus, |config| config["retention"] = json!("limits")).await;
+        // What that has cost is told until a restart.
         for node in &nodes {
-            node.health("limits", healthy).await;
+            let said = node.health("limits", |now| matches!(now, StorageHealth::Degraded(_))).await;
+            assert!(said.contains("had set retention of the stream to interest"), "{said}");
         }
         known_store(&nodes).await;
     });

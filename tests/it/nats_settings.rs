@@ -15,8 +15,9 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use serde_json::{Value, json};
 
 use crate::nats_bus::{Bus, STREAM};
+use crate::nats_life::{Node, healthy};
 use crate::nats_races::create_workflow;
-use crate::nats_server::{self, NatsServer, configured, free_port};
+use crate::nats_server::{self, Cluster, NatsServer, configured, free_port};
 use crate::support::{
     CREATE_WORKFLOW, FIRE, Server, as_written, fired, new_token, review_input, review_workflow,
     runtime, server_command, workflow_id,
@@ -172,6 +173,30 @@ fn a_stream_with_other_replicas_stops_the_start() {
     assert_eq!(status, Some(1), "{errors}");
     assert!(errors.contains("num_replicas from 1 to 3"), "{errors}");
     assert!(errors.contains("not supported in non-clustered mode"), "{errors}");
+}
+
+/// A node is lost for good, or not there yet.
+#[test]
+fn a_stream_with_fewer_replicas_than_there_are_nodes_for_works_and_gets_them_later() {
+    let Some(mut cluster) = Cluster::start_some(2) else { return };
+    let runtime = runtime();
+    runtime.block_on(async {
+        NATSStorage::new(cluster.config(0)).await.unwrap().close().await;
+        let node = Node::over(Arc::new(cluster.open(0).await));
+        node.define("w").await;
+        for _ in 0..2 {
+            let is_degraded = |health: &_| matches!(health, StorageHealth::Degraded(_));
+            let why = node.health("it has too few", is_degraded).await;
+            assert!(why.contains("1 of the 3 replicas") && why.contains("another node"), "{why}");
+            node.create("w").await;
+        }
+        cluster.nodes[2].run();
+        node.health("a node has come", healthy).await;
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+        assert_eq!(bus.stream().await["config"]["num_replicas"], 3);
+        node.create("w").await;
+        node.storage.close().await;
+    });
 }
 
 #[test]

@@ -16,6 +16,8 @@ struct Told {
     /// What changes of the stream's settings may have cost.
     lost: Vec<String>,
     double_ids: Option<String>,
+    /// Why the stream has fewer replicas than it should, if it has.
+    too_few_replicas: Option<String>,
     /// Why the last look at the stream has failed, if it has.
     unlooked: Option<String>,
     /// Why the last scan for what a crash has brought back has failed, if it has.
@@ -42,6 +44,14 @@ impl Notices {
         self.told().double_ids = text;
     }
 
+    /// Notes why the stream has fewer replicas than it should, if it has. Whether that is news.
+    pub fn set_too_few_replicas(&self, reason: Option<String>) -> bool {
+        let mut told = self.told();
+        let is_new = reason.is_some() != told.too_few_replicas.is_some();
+        told.too_few_replicas = reason;
+        is_new
+    }
+
     /// Notes why the stream could not be looked at last, or that it could.
     pub fn set_unlooked(&self, reason: Option<String>) {
         self.told().unlooked = reason;
@@ -66,6 +76,7 @@ impl Notices {
         let unscanned = told.unscanned.as_ref().map(|reason| {
             format!("lists may show tokens where they were before a crash of nats-server, as that cannot be looked for: {reason}; it takes one consumer for a moment, see max_consumers of the account and consumer_limits of the stream")
         });
-        told.lost.iter().chain(&told.double_ids).cloned().chain(unscanned).collect()
+        let kept = told.lost.iter().chain(&told.double_ids).chain(&told.too_few_replicas);
+        kept.cloned().chain(unscanned).collect()
     }
 }

@@ -104,7 +104,7 @@ impl Retention {
 
     /// Why creations are refused, while they are.
     pub fn full(&self) -> Option<String> {
-        self.usage().full().cloned()
+        self.usage().full()
     }
 
     /// Counts in a batch that is about to be sent. If what it creates does not all fit any more, it
@@ -120,12 +120,12 @@ impl Retention {
             if usage.wants_look(Instant::now()) {
                 self.wanted.notify_one();
             }
-            if !creates || !usage.is_full() && usage.full().is_none() {
+            if !creates || !usage.is_full() && !usage.refuses() {
                 usage.add(messages, bytes);
                 return None;
             }
             // Once it is known to be full, the answer is at hand.
-            usage.full().is_none()
+            !usage.refuses()
         };
         if waits {
             self.next_look(CREATIONS_WAIT).await;
@@ -141,7 +141,7 @@ impl Retention {
         let known = {
             let mut usage = self.usage();
             usage.refused = true;
-            usage.full().is_some()
+            usage.refuses()
         };
         self.next_look(if creates && !known { CREATIONS_WAIT } else { MOVES_WAIT }).await;
     }

@@ -31,8 +31,8 @@ pub struct Usage {
     useless_for: Duration,
     /// Whether something did not fit, whatever the count says.
     pub refused: bool,
-    /// Why creations are refused, while they are.
-    full: Option<String>,
+    /// Whether creations are refused.
+    refuses: bool,
 }
 
 /// How much creations may still take, and the reason why it is not more.
@@ -121,7 +121,7 @@ impl Usage {
             useless_until: now,
             useless_for: Duration::ZERO,
             refused: false,
-            full: None,
+            refuses: false,
         }
     }
 
@@ -130,7 +130,7 @@ impl Usage {
         (self.messages.used, self.messages.max) = (state.messages, state.messages_max);
         (self.bytes.used, self.bytes.max) = (state.bytes, state.bytes_max);
         self.counted = now;
-        let ends = !self.is_full() && self.full.take().is_some();
+        let ends = !self.is_full() && std::mem::take(&mut self.refuses);
         if ends {
             (self.useless_until, self.useless_for) = (now, Duration::ZERO);
         }
@@ -152,23 +152,27 @@ impl Usage {
         self.messages.is_full() || self.bytes.is_full()
     }
 
-    /// Why creations are refused, while they are.
-    pub fn full(&self) -> Option<&String> {
-        self.full.as_ref()
+    /// Whether creations are refused.
+    pub fn refuses(&self) -> bool {
+        self.refuses
+    }
+
+    /// Why creations are refused, while they are, with what there is now.
+    pub fn full(&self) -> Option<String> {
+        self.refuses.then(|| self.reason())
     }
 
     /// Whether the stream should be looked at.
     pub fn wants_look(&self, now: Instant) -> bool {
-        self.is_high() || self.full.is_some() || now >= self.counted + COUNT_AGE_MAX
+        self.is_high() || self.refuses || now >= self.counted + COUNT_AGE_MAX
     }
 
     /// What creations may still take.
     pub fn allowance(&self) -> Allowance {
-        let none = self.full.is_some();
         Allowance {
-            messages: if none { 0 } else { self.messages.left() },
-            bytes: if none { 0 } else { self.bytes.left() },
-            reason: self.full.clone().unwrap_or_else(|| self.reason()),
+            messages: if self.refuses { 0 } else { self.messages.left() },
+            bytes: if self.refuses { 0 } else { self.bytes.left() },
+            reason: self.reason(),
         }
     }
 
@@ -208,11 +212,9 @@ impl Usage {
     /// Notes the end of a look. Gives the reason if from now on nothing new may come.
     pub fn looked(&mut self) -> Option<String> {
         self.refused = false;
-        if self.is_full() && self.full.is_none() {
-            self.full = Some(self.reason());
-            return self.full.clone();
-        }
-        None
+        let begins = self.is_full() && !self.refuses;
+        self.refuses |= begins;
+        begins.then(|| self.reason())
     }
 
     fn reason(&self) -> String {
@@ -296,7 +298,7 @@ mod tests {
             "a minute at most"
         );
         // Once there was room, it begins anew.
-        assert_eq!(usage.looked(), usage.full().cloned());
+        assert_eq!(usage.looked(), usage.full());
         let room = StreamState { messages_max: Some(1_000), ..StreamState::default() };
         assert!(usage.count(&room, after(100_000)));
         usage.add(960, 0);

@@ -41,6 +41,9 @@ pub fn wanted(config: &NATSStorageConfig, options: &NATSStorageOptions) -> Map<S
     }
 }
 
+/// How many replicas it has: an update may raise them, if there are nodes for them.
+pub const REPLICAS: &str = "num_replicas";
+
 /// Fields that an update may set without loss; everything else that differs stops the start.
 const UPDATED: [&str; 13] = [
     "duplicate_window",
@@ -104,14 +107,14 @@ pub fn compare(found: &Value, wanted: &Map<String, Value>) -> Differences {
                 (&found[field], !same)
             }
             // More copies than were asked for do no harm; reads then ask the leader.
-            "num_replicas" => (&found[field], found[field].as_u64() < wanted.as_u64()),
+            REPLICAS => (&found[field], found[field].as_u64() < wanted.as_u64()),
             _ => (&found[field], !same(&found[field], wanted)),
         };
         if !differs {
             continue;
         }
         if UPDATED.contains(&field.as_str())
-            || field == "num_replicas"
+            || field == REPLICAS
             || field == "republish" && found.is_null()
         {
             changes.push((field.clone(), wanted.clone()));

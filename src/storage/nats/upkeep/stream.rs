@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::settings::{Differences, compare, keep_limits, wanted};
+use super::settings::{Differences, REPLICAS, compare, keep_limits, wanted};
 use crate::storage::nats::wire::config::{NATSStorageConfig, NATSStorageOptions};
 use crate::storage::nats::wire::jetstream::{self, ApiError, StreamState, ask, code};
 use crate::storage::nats::wire::link::{Link, LinkError};
@@ -41,12 +41,30 @@ impl From<ApiError> for OpenError {
     }
 }
 
-/// Checks the server, then makes or checks the stream. Gives its state.
+/// What was found of the stream.
+#[derive(Debug)]
+pub struct Looked {
+    pub state: StreamState,
+    /// What somebody's changes of its settings may have cost.
+    pub lost: Vec<String>,
+    /// What cannot be set right.
+    pub wrong: Option<String>,
+    /// Why it has fewer replicas than it should, if it has.
+    pub too_few: Option<String>,
+}
+
+impl Looked {
+    fn of(state: StreamState) -> Self {
+        Self { state, lost: Vec::new(), wrong: None, too_few: None }
+    }
+}
+
+/// Checks the server, then makes or checks the stream.
 pub async fn open(
     link: &Link,
     config: &NATSStorageConfig,
     options: &NATSStorageOptions,
-) -> Result<StreamState, OpenError> {
+) -> Result<Looked, OpenError> {
     check_server(link).await?;
     let wanted = wanted(config, options);
     match ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await {
@@ -62,24 +80,14 @@ pub async fn open(
                     "stream {STREAM} keeps its {kept}; limits are only raised unless NATS_LOWER_LIMITS is true"
                 );
             }
-            if changes.is_empty() {
-                return Ok(StreamState::read(&info));
-            }
-            update(link, info, changes).await
+            let (info, too_few) = set_right(link, info, changes).await?;
+            Ok(Looked { too_few, ..Looked::of(StreamState::read(&info)) })
         }
-        Err(error) if error.is(code::STREAM_NOT_FOUND) => create(link, &wanted).await,
+        Err(error) if error.is(code::STREAM_NOT_FOUND) => {
+            Ok(Looked::of(create(link, &wanted).await?))
+        }
         Err(error) => Err(error.into()),
     }
-}
-
-/// What a look at the stream of an open store finds.
-#[derive(Debug)]
-pub struct Looked {
-    pub state: StreamState,
-    /// What somebody's changes of its settings may have cost.
-    pub lost: Vec<String>,
-    /// What cannot be set right.
-    pub wrong: Option<String>,
 }
 
 /// Looks at the stream of an open store, and sets right what somebody has changed in it. A stream that
@@ -93,8 +101,7 @@ pub async fn look(
     let info = match ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await {
         Ok(info) => info,
         Err(error) if error.is(code::STREAM_NOT_FOUND) && options.recreate_stream => {
-            let state = create(link, &wanted).await?;
-            return Ok(Looked { state, lost: Vec::new(), wrong: None });
+            return Ok(Looked::of(create(link, &wanted).await?));
         }
         Err(error) if error.is(code::STREAM_NOT_FOUND) => {
             return Err(OpenError::Refused(format!(
@@ -112,35 +119,44 @@ pub async fn look(
     };
     let Differences { mut changes, wrong } = compare(&info["config"], &wanted);
     keep_limits(&mut changes, &info, false).map_err(OpenError::Refused)?;
-    let mut lost = loss_by_transform(&info["config"]);
-    let mut state = StreamState::read(&info);
+    let mut lost = losses_by_what_stays(&info["config"]);
+    let mut looked = Looked { wrong, ..Looked::of(StreamState::read(&info)) };
     if !changes.is_empty() {
-        let fields: Vec<_> = changes.iter().map(|(field, _)| field.clone()).collect();
+        let mut fields: Vec<_> = changes.iter().map(|(field, _)| field.clone()).collect();
         let cost = losses(&info["config"], &changes);
-        match update(link, info, changes).await {
-            Ok(changed) => {
-                let fields = fields.join(", ");
-                warn!(fields, "somebody has changed stream {STREAM}; it is set right");
-                state = changed;
+        match set_right(link, info, changes).await {
+            Ok((info, too_few)) => {
+                fields.retain(|field| field != REPLICAS || too_few.is_none());
+                if !fields.is_empty() {
+                    let fields = fields.join(", ");
+                    warn!(fields, "somebody has changed stream {STREAM}; it is set right");
+                }
+                (looked.state, looked.too_few) = (StreamState::read(&info), too_few);
                 lost.extend(cost);
             }
             // What cannot be changed back is told first.
-            Err(error) if wrong.is_none() => return Err(error),
+            Err(error) if looked.wrong.is_none() => return Err(error),
             Err(error) => debug!(?error, "the other changes of the stream cannot be set right"),
         }
     }
-    Ok(Looked { state, lost, wrong })
+    Ok(Looked { lost, ..looked })
 }
 
-/// What a transform of subjects may have cost. It cannot be set right.
-fn loss_by_transform(found: &Value) -> Vec<String> {
+/// What settings may have cost that somebody else must set right.
+fn losses_by_what_stays(found: &Value) -> Vec<String> {
+    let mut lost = Vec::new();
     let transform = &found["subject_transform"];
-    if transform.is_null() {
-        return Vec::new();
+    if !transform.is_null() {
+        lost.push(format!(
+            "somebody had set a subject_transform of the stream ({transform}); what was acknowledged until that was noticed may stand on subjects that nobody reads, also tokens: look for them there before anything else"
+        ));
     }
-    vec![format!(
-        "somebody had set a subject_transform of the stream ({transform}); what was acknowledged until that was noticed may stand on subjects that nobody reads, also tokens: look for them there before anything else"
-    )]
+    if let Some(retention) = found["retention"].as_str().filter(|there| *there != "limits") {
+        lost.push(format!(
+            "somebody had set retention of the stream to {retention}; what no consumer asked for or all had acknowledged was removed at once, also tokens and definitions: restore a backup"
+        ));
+    }
+    lost
 }
 
 /// What settings that are set right may have cost.
@@ -291,11 +307,52 @@ async fn overlap(link: &Link, error: &ApiError) -> OpenError {
     ))
 }
 
+/// Changes settings of the stream; what it is then, and why it has too few replicas, if it has. For more of
+/// them there may be no node, as one is lost, or has not come yet: the stream works all the same, and the
+/// next look tries again.
+async fn set_right(
+    link: &Link,
+    mut info: Value,
+    mut changes: Vec<(String, Value)>,
+) -> Result<(Value, Option<String>), OpenError> {
+    let replicas = changes.iter().position(|(field, _)| field == REPLICAS);
+    let replicas = replicas.map(|at| changes.remove(at));
+    if !changes.is_empty() {
+        info = update(link, &info, changes).await?;
+    }
+    let Some((field, wanted)) = replicas else { return Ok((info, None)) };
+    let there = info["config"][REPLICAS].clone();
+    let refused = match change(link, &info, vec![(field, wanted.clone())]).await {
+        (_, Ok(info)) => return Ok((info, None)),
+        (_, Err(error @ ApiError::Refused { .. })) if !error.is(code::REPLICAS_NOT_SUPPORTED) => {
+            error
+        }
+        (told, Err(error)) => return Err(not_changed(&told, error)),
+    };
+    let too_few = format!(
+        "the stream has {there} of the {wanted} replicas that NATS_REPLICAS asks for, and nats-server does not add any: {refused}; start another node, or ask for fewer"
+    );
+    Ok((info, Some(too_few)))
+}
+
 async fn update(
     link: &Link,
-    info: Value,
+    info: &Value,
     changes: Vec<(String, Value)>,
-) -> Result<StreamState, OpenError> {
+) -> Result<Value, OpenError> {
+    match change(link, info, changes).await {
+        (_, Ok(info)) => Ok(info),
+        (_, Err(error)) if error.is(code::SUBJECTS_OVERLAP) => Err(overlap(link, &error).await),
+        (told, Err(error)) => Err(not_changed(&told, error)),
+    }
+}
+
+/// What is to be changed, in words, and how the stream is then.
+async fn change(
+    link: &Link,
+    info: &Value,
+    changes: Vec<(String, Value)>,
+) -> (String, Result<Value, ApiError>) {
     // What is there is kept as it is, also what this program does not know.
     let mut config = info["config"].clone();
     let mut told = Vec::new();
@@ -304,22 +361,25 @@ async fn update(
         config[&field] = value;
     }
     let told = told.join(", ");
-    match ask(link, &format!("STREAM.UPDATE.{STREAM}"), &config).await {
-        Ok(info) => {
-            info!("changed stream {STREAM}: {told}");
-            Ok(StreamState::read(&info))
-        }
-        Err(error) if error.is(code::SUBJECTS_OVERLAP) => Err(overlap(link, &error).await),
-        Err(error)
+    let changed = ask(link, &format!("STREAM.UPDATE.{STREAM}"), &config).await;
+    if changed.is_ok() {
+        info!("changed stream {STREAM}: {told}");
+    }
+    (told, changed)
+}
+
+fn not_changed(told: &str, error: ApiError) -> OpenError {
+    match error {
+        error
             if error.is(code::TEMPORARILY_UNAVAILABLE)
                 || error.is(code::INSUFFICIENT_RESOURCES) =>
         {
-            Err(OpenError::NotNow(format!("stream {STREAM} cannot be changed: {error}")))
+            OpenError::NotNow(format!("stream {STREAM} cannot be changed: {error}"))
         }
-        Err(error @ ApiError::Refused { .. }) => Err(OpenError::Refused(format!(
+        error @ ApiError::Refused { .. } => OpenError::Refused(format!(
             "stream {STREAM} needs another configuration ({told}), and nats-server refuses it: {error}"
-        ))),
-        Err(error) => Err(error.into()),
+        )),
+        error => error.into(),
     }
 }
 

@@ -268,6 +268,7 @@ impl Supervisor {
         let known = self.reader.last_sequence();
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
+        self.note_too_few_replicas(looked.too_few);
         for text in looked.lost {
             if self.notices.lost(&text) {
                 error!("{text}");
@@ -355,6 +356,16 @@ impl Supervisor {
         }
     }
 
+    /// Says that the stream has fewer replicas than it should, or that it has as many again.
+    fn note_too_few_replicas(&self, reason: Option<String>) {
+        if self.notices.set_too_few_replicas(reason.clone()) {
+            match reason {
+                Some(reason) => warn!("{reason}"),
+                None => info!("the stream has as many replicas as it should"),
+            }
+        }
+    }
+
     fn note_mirror(&self, mirror: Option<String>) {
         match (self.reader.mirror(), &mirror) {
             (None, Some(mirror)) => {
@@ -418,7 +429,9 @@ impl Supervisor {
     async fn try_open(&self, keeper: &mut Keeper) -> Result<StreamState, OpenError> {
         let connected = self.link.connected(Instant::now() + OPEN_PAUSE).await;
         connected.map_err(|error| OpenError::NotNow(error.to_string()))?;
-        let state = stream::open(&self.link, &self.config, &self.options).await?;
+        let opened = stream::open(&self.link, &self.config, &self.options).await?;
+        self.note_too_few_replicas(opened.too_few);
+        let state = opened.state;
         stream::probe(&self.link).await?;
         self.reader.set_stream(&state);
         keeper.begin(&self.reader, &state).await?;
