@@ -13,6 +13,7 @@ use quick_cache::sync::Cache;
 use super::budget::AnswerBudget;
 use super::document::{DocumentWeight, check_document, check_text, check_variables};
 use super::error::{ErrorCode, refusal, with_code};
+use super::left_out::leave_out;
 use crate::engine::Engine;
 
 /// Bytes of the texts of parsed queries that are kept. What was parsed takes up to 200 times as much.
@@ -72,7 +73,9 @@ impl Guard {
             }
         };
         check_variables(parsed.weight, &request.variables)?;
-        request.set_parsed_query(parsed.document.clone());
+        let mut document = parsed.document.clone();
+        leave_out(&mut document, request.operation_name.as_deref(), &request.variables)?;
+        request.set_parsed_query(document);
         Ok(())
     }
 }

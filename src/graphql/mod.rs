@@ -9,6 +9,7 @@ mod document;
 mod error;
 pub mod guard;
 mod input;
+mod left_out;
 mod mutation;
 mod query;
 mod types;

@@ -11,6 +11,7 @@ on_every_backend! {
     creating_the_same_workflow_again_answers_with_the_one_that_is_there
     a_token_lives_from_creation_to_completion
     data_is_merged_as_a_merge_patch
+    a_variable_that_is_not_sent_is_left_out
     data_and_numbers_come_back_as_they_were_sent
     instances_are_created_and_moved_with_the_guide_s_operations
     a_look_up_of_what_is_not_there_is_null
@@ -132,6 +133,33 @@ mod case {
             expected,
             "null is nothing given"
         );
+    }
+
+    pub async fn a_variable_that_is_not_sent_is_left_out(api: Api) {
+        api.create_review("w").await;
+        let kept = json!({ "note": "keep", "n": 1, "deep": { "note": "keep" } });
+        let id = api.create_token("w", kept).await;
+        let fire = format!(
+            "mutation($note: String, $n: Int, $by: String) {{ fireTransition(input: {{ tokenId: \"{id}\",
+              transitionId: \"submit\", triggeredBy: $by,
+              data: {{ note: $note, n: $n, deep: {{ note: $note }}, list: [$note] }} }}) {{ data }} }}"
+        );
+        let moved = api.data(&fire, json!({ "n": 2 })).await;
+        let data = json!({ "note": "keep", "n": 2, "deep": { "note": "keep" }, "list": [null] });
+        assert_eq!(moved["fireTransition"]["data"], data);
+        let back = fire.replace("submit", "reject");
+        let moved = api.data(&back, json!({ "note": null, "n": 3 })).await;
+        assert_eq!(moved["fireTransition"]["data"], json!({ "n": 3, "deep": {}, "list": [null] }));
+        // An argument has its default, or is not given.
+        let page = "query($first: Int, $w: String) { tokenConnection(first: $first, workflowId: $w) { edges { cursor } } }";
+        let listed = api.data(page, json!({})).await;
+        assert_eq!(listed["tokenConnection"]["edges"].as_array().unwrap().len(), 1);
+        let error = api.error("query($id: String!) { token(id: $id) { id } }", json!({})).await;
+        assert_eq!(
+            error["message"],
+            "variable $id of type String! is required; send it in variables"
+        );
+        assert_eq!(error["extensions"]["code"], "INVALID_INPUT");
     }
 
     pub async fn data_and_numbers_come_back_as_they_were_sent(api: Api) {
