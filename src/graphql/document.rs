@@ -24,7 +24,8 @@ const NESTING_MAX: usize = 64;
 /// Levels of selected fields, with fragments written out. GraphiQL's introspection has 15.
 const DEPTH_MAX: usize = 24;
 
-/// Selected fields, with fragments written out: each time that a fragment is spread counts.
+/// Selected fields, with fragments written out: each time that a fragment is spread counts, and is one itself, also
+/// where it selects nothing.
 const FIELDS_MAX: usize = 1_000;
 
 /// Fields selected at the root, with fragments written out: each is an operation of its own.
@@ -143,22 +144,22 @@ pub fn check_document(document: &ExecutableDocument) -> Result<DocumentWeight, S
     let mut variable_uses = 0_usize;
     // Also fragments that nobody uses: validation goes through them, too.
     for name in document.fragments.keys() {
-        variable_uses = variable_uses.saturating_add(weigher.fragment(name)?.variable_uses);
+        let weight = weigher.fragment(name)?;
+        check_fields(weight)?;
+        variable_uses = variable_uses.saturating_add(weight.variable_uses);
     }
     for (_, operation) in document.operations.iter() {
         let weight = weigher.operation(&operation.node)?;
         variable_uses = variable_uses.saturating_add(weight.variable_uses);
         let limits = [
             ("levels", weight.depth, DEPTH_MAX),
-            ("fields", weight.fields, FIELDS_MAX),
             ("fields at the root", weight.roots, ROOT_FIELDS_MAX),
             ("levels of introspection lists", weight.introspection_lists, INTROSPECTION_LISTS_MAX),
         ];
+        check_fields(weight)?;
         for (what, count, max) in limits {
             if count > max {
-                return Err(too_complex(format!(
-                    "the query selects {count} {what} with its fragments written out, at most {max} are allowed"
-                )));
+                return Err(too_much(count, what, max));
             }
         }
         if operation.node.ty == OperationType::Mutation {
@@ -167,6 +168,19 @@ pub fn check_document(document: &ExecutableDocument) -> Result<DocumentWeight, S
         }
     }
     Ok(DocumentWeight { variable_uses })
+}
+
+fn check_fields(weight: Weight) -> Result<(), ServerError> {
+    if weight.fields > FIELDS_MAX {
+        return Err(too_much(weight.fields, "fields and fragments", FIELDS_MAX));
+    }
+    Ok(())
+}
+
+fn too_much(count: usize, what: &str, max: usize) -> ServerError {
+    too_complex(format!(
+        "the query selects {count} {what} with its fragments written out, at most {max} are allowed"
+    ))
 }
 
 /// Checks what the variables of a request add to its document.
@@ -203,6 +217,7 @@ fn wrong(message: impl Into<String>) -> ServerError {
 #[derive(Debug, Clone, Copy, Default)]
 struct Weight {
     depth: usize,
+    /// Fields, and fragments as often as they are written out.
     fields: usize,
     /// Fields of the outermost level.
     roots: usize,
@@ -217,6 +232,10 @@ impl Weight {
         self.fields = self.fields.saturating_add(other.fields);
         self.roots = self.roots.saturating_add(other.roots);
         self.variable_uses = self.variable_uses.saturating_add(other.variable_uses);
+    }
+
+    fn with_one_more(self) -> Self {
+        Self { fields: self.fields.saturating_add(1), ..self }
     }
 }
 
@@ -288,11 +307,12 @@ impl Weigher<'_> {
                             .saturating_add(arguments(&field.node.arguments)?),
                     }
                 }
+                // They weigh something themselves, as validation goes through each of them.
                 Selection::InlineFragment(inline) => {
-                    self.selection_set(&inline.node.selection_set.node)?
+                    self.selection_set(&inline.node.selection_set.node)?.with_one_more()
                 }
                 Selection::FragmentSpread(spread) => {
-                    self.fragment(&spread.node.fragment_name.node)?
+                    self.fragment(&spread.node.fragment_name.node)?.with_one_more()
                 }
             });
         }
@@ -449,6 +469,29 @@ mod tests {
         );
         assert_eq!(code("{ x } fragment a on Query { y { ...a } }"), "\"QUERY_TOO_COMPLEX\"");
         assert_eq!(code("{ ...a ...a } fragment a on Query { x }"), "ok");
+    }
+
+    #[test]
+    fn what_selects_nothing_weighs_something_too() {
+        let spreads = |next: &str| format!("...{next} ").repeat(5);
+        let inline = |next: &str| format!("... on Query {{ ...{next} }} ").repeat(5);
+        let without_type = |next: &str| format!("... {{ ...{next} }} ").repeat(5);
+        let ways: [&dyn Fn(&str) -> String; 3] = [&spreads, &inline, &without_type];
+        let ends = ["...gone", "... on Query { ...gone }", "... { ...gone }", "x @skip(if: true)"];
+        // From the operation, and where nobody comes to it.
+        for (way, end, root) in ways.iter().flat_map(|way| {
+            ends.iter().flat_map(move |end| ["{ ...f0 }", "{ x }"].map(|root| (way, end, root)))
+        }) {
+            let chain = |levels: usize| {
+                let fragment =
+                    |n| format!("fragment f{n} on Query {{ {} }}", way(&format!("f{}", n + 1)));
+                let all: String = (0..levels).map(fragment).collect();
+                format!("{root} {all} fragment f{levels} on Query {{ {end} }}")
+            };
+            assert_eq!(code(&chain(2)), "ok", "{}", chain(2));
+            assert_eq!(code(&chain(5)), "\"QUERY_TOO_COMPLEX\"", "{}", chain(5));
+            assert_eq!(code(&chain(20)), "\"QUERY_TOO_COMPLEX\"", "{}", chain(20));
+        }
     }
 
     #[test]

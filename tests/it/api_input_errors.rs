@@ -295,7 +295,7 @@ mod case {
             (format!("mutation($v: JSON) {{ {creations} }}"), "selects 51 fields at the root"),
             (
                 format!("{{ token(id: \"{token}\") {{ {} }} }}", "id ".repeat(1_000)),
-                "selects 1001 fields",
+                "selects 1001 fields and fragments",
             ),
             (format!("{{ {}id{} }}", "a { ".repeat(24), " }".repeat(24)), "selects 25 levels"),
             (
