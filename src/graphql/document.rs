@@ -1,8 +1,7 @@
-//! Bounds on the text and on the parsed document of a query.
+//! Bounds on the parsed document of a query.
 //!
-//! They stand before the GraphQL library because its own limits come after the cost: its parser
-//! recurses through values without bound and is quadratic on unclosed block strings, and some of
-//! its validation is exponential in fragments or quadratic in variables. All here is linear.
+//! They stand before the GraphQL library because its own limits come after the cost: some of its validation
+//! is exponential in fragments or quadratic in variables. All here is linear.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,12 +13,6 @@ use async_graphql::{Name, Positioned, ServerError, Variables};
 use async_graphql_value::{ConstValue, Value};
 
 use super::error::{ErrorCode, refusal};
-
-/// Bytes of a query's text. What is large belongs into the variables.
-const QUERY_BYTES_MAX: usize = 64 * 1024;
-
-/// Levels of `{`, `[` and `(` in a query's text. 300 would overflow a stack in a debug build.
-const NESTING_MAX: usize = 64;
 
 /// Levels of selected fields, with fragments written out. GraphiQL's introspection has 15.
 const DEPTH_MAX: usize = 24;
@@ -59,70 +52,6 @@ const INPUT_TYPES: [&str; 12] = [
     "TransitionTokenWithNATSInput",
     "WorkflowDefinitionInput",
 ];
-
-/// Checks a query's text before it is parsed.
-pub fn check_text(query: &str) -> Result<(), ServerError> {
-    if query.len() > QUERY_BYTES_MAX {
-        let bytes = query.len();
-        return Err(too_complex(format!(
-            "the query has {bytes} bytes, at most {QUERY_BYTES_MAX} are allowed; put data into variables"
-        )));
-    }
-    let mut depth = 0_usize;
-    let mut rest = query.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = match first {
-            b'{' | b'[' | b'(' => {
-                depth += 1;
-                if depth > NESTING_MAX {
-                    return Err(too_complex(format!(
-                        "the query nests more than {NESTING_MAX} brackets"
-                    )));
-                }
-                tail
-            }
-            b'}' | b']' | b')' => {
-                depth = depth.saturating_sub(1);
-                tail
-            }
-            b'#' => after_line(tail),
-            b'"' => {
-                after_string(tail).ok_or_else(|| wrong("a string in the query is not closed"))?
-            }
-            _ => tail,
-        };
-    }
-    Ok(())
-}
-
-fn after_line(text: &[u8]) -> &[u8] {
-    let end = text.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(text.len());
-    &text[end..]
-}
-
-/// What follows a string whose first quote was just read; none if it is not closed, in its line for
-/// a plain one.
-fn after_string(text: &[u8]) -> Option<&[u8]> {
-    if let Some(mut block) = text.strip_prefix(b"\"\"") {
-        loop {
-            if let Some(rest) = block.strip_prefix(b"\\\"\"\"") {
-                block = rest;
-            } else if let Some(rest) = block.strip_prefix(b"\"\"\"") {
-                return Some(rest);
-            } else {
-                block = block.get(1..)?;
-            }
-        }
-    }
-    let mut rest = text;
-    loop {
-        rest = match rest {
-            [b'"', tail @ ..] => return Some(tail),
-            [b'\\', b'\n' | b'\r', ..] | [b'\n' | b'\r', ..] | [] => return None,
-            [b'\\', _, tail @ ..] | [_, tail @ ..] => tail,
-        };
-    }
-}
 
 /// What executing a document amounts to, whatever its variables.
 #[derive(Debug, Clone, Copy)]
@@ -205,11 +134,11 @@ fn values(value: &ConstValue) -> usize {
     }
 }
 
-fn too_complex(message: String) -> ServerError {
+pub(super) fn too_complex(message: String) -> ServerError {
     refusal(ErrorCode::QueryTooComplex, message)
 }
 
-fn wrong(message: impl Into<String>) -> ServerError {
+pub(super) fn wrong(message: impl Into<String>) -> ServerError {
     refusal(ErrorCode::InvalidInput, message)
 }
 
@@ -272,7 +201,7 @@ impl Weigher<'_> {
         Ok(weight)
     }
 
-    // The recursion is bounded: text nests no deeper than NESTING_MAX, fragments are at most
+    // The recursion is bounded: a text nests no deeper than `text` lets it, fragments are at most
     // DEFINITIONS_MAX, and each is entered once.
     fn selection_set(&mut self, set: &SelectionSet) -> Result<Weight, ServerError> {
         let mut sum = Weight::default();
@@ -424,32 +353,10 @@ mod tests {
     use async_graphql::parser::parse_query;
 
     fn code(query: &str) -> String {
-        let outcome = check_text(query).and_then(|()| check_document(&parse_query(query).unwrap()));
+        let outcome = check_document(&parse_query(query).unwrap());
         match outcome {
             Ok(_) => "ok".to_owned(),
             Err(error) => error.extensions.unwrap().get("code").unwrap().to_string(),
-        }
-    }
-
-    #[test]
-    fn brackets_are_counted_outside_of_strings_and_comments() {
-        let deep = "[".repeat(NESTING_MAX);
-        for (query, expected) in [
-            (format!("{{ a(x: \"{deep}\") }}"), "ok"),
-            (format!("{{ a(x: \"\"\"{deep} \\\"\"\" {deep}\"\"\") }}"), "ok"),
-            (format!("{{ a # {deep}\n b }}"), "ok"),
-            (format!("{{ a(x: \"\\\"{deep}\") }}"), "ok"),
-            (format!("{{ a(x: {deep}"), "\"QUERY_TOO_COMPLEX\""),
-            (format!("{{ a(x: \"\" {deep}"), "\"QUERY_TOO_COMPLEX\""),
-            (format!("{{ a # comment\r {deep} {deep}"), "\"QUERY_TOO_COMPLEX\""),
-            (format!("{{ a(x: \"\\\\\" {deep}"), "\"QUERY_TOO_COMPLEX\""),
-            (format!("{{ a(x: \"\"\"\" \" {deep}"), "\"INVALID_INPUT\""),
-            ("{ a(x: \"open\n\") }".to_owned(), "\"INVALID_INPUT\""),
-            ("{ a(x: \"\"\"open".to_owned(), "\"INVALID_INPUT\""),
-            ("{ a(x: \"open\\".to_owned(), "\"INVALID_INPUT\""),
-            ("x".repeat(QUERY_BYTES_MAX + 1), "\"QUERY_TOO_COMPLEX\""),
-        ] {
-            assert_eq!(code(&query), expected, "{}", &query[..query.len().min(80)]);
         }
     }
 

@@ -11,9 +11,11 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::budget::AnswerBudget;
-use super::document::{DocumentWeight, check_document, check_text, check_variables};
+use super::document::{DocumentWeight, check_document, check_variables};
+use super::done::Done;
 use super::error::{ErrorCode, refusal, with_code};
 use super::left_out::leave_out;
+use super::text::check_text;
 use crate::engine::Engine;
 
 /// Bytes of the texts of parsed queries that are kept. What was parsed takes up to 200 times as much.
@@ -36,6 +38,8 @@ const SYNTAX_ERROR_CHARS_MAX: usize = 200;
 pub struct Guard {
     engine: Arc<Engine>,
     parsed: Arc<Cache<String, Arc<Parsed>, TextBytes>>,
+    /// Of the one request that this guard stands before.
+    done: Done,
 }
 
 struct Parsed {
@@ -56,7 +60,7 @@ impl Guard {
     /// A guard of the requests to one engine.
     pub fn new(engine: Arc<Engine>) -> Self {
         let parsed = Cache::with_weighter(KEPT_QUERIES, KEPT_TEXT_BYTES_MAX, TextBytes);
-        Self { engine, parsed: Arc::new(parsed) }
+        Self { engine, parsed: Arc::new(parsed), done: Done::default() }
     }
 
     /// Parses the query, unless it is too much for parser, validation or execution.
@@ -81,8 +85,7 @@ impl Guard {
 }
 
 fn parse(query: &str) -> Result<Parsed, ServerError> {
-    check_text(query)?;
-    let document = async_graphql::parser::parse_query(query).map_err(|error| {
+    let document = async_graphql::parser::parse_query(check_text(query)?).map_err(|error| {
         // The parser's text shows the line with an arrow; its last line says what was expected.
         let text = error.to_string();
         let last = text.lines().last().unwrap_or_default().trim_start_matches([' ', '=']);
@@ -100,7 +103,8 @@ fn parse(query: &str) -> Result<Parsed, ServerError> {
 /// execution will say.
 pub fn is_query(request: &Request) -> Option<bool> {
     let parsed = parse(&request.query).ok()?;
-    let operation = match (&parsed.document.operations, &request.operation_name) {
+    let name = request.operation_name.as_ref().filter(|name| !name.is_empty());
+    let operation = match (&parsed.document.operations, name) {
         (DocumentOperations::Single(operation), _) => Some(operation),
         (DocumentOperations::Multiple(operations), Some(name)) => operations.get(name.as_str()),
         (DocumentOperations::Multiple(operations), None) => operations.values().next(),
@@ -110,7 +114,7 @@ pub fn is_query(request: &Request) -> Option<bool> {
 
 impl ExtensionFactory for Guard {
     fn create(&self) -> Arc<dyn Extension> {
-        Arc::new(self.clone())
+        Arc::new(Self { done: Done::default(), ..self.clone() })
     }
 }
 
@@ -119,7 +123,10 @@ impl Extension for Guard {
     async fn request(&self, ctx: &ExtensionContext<'_>, next: NextRequest<'_>) -> Response {
         let mut response = next.run(ctx).await;
         response.errors.truncate(ERRORS_MAX);
-        response.errors.iter_mut().for_each(with_code);
+        for error in &mut response.errors {
+            with_code(error);
+            self.done.name_in(error);
+        }
         response
     }
 
@@ -129,7 +136,10 @@ impl Extension for Guard {
         mut request: Request,
         next: NextPrepareRequest<'_>,
     ) -> ServerResult<Request> {
+        // Some clients send an empty one where there is none.
+        request.operation_name = request.operation_name.take().filter(|name| !name.is_empty());
         self.admit(&mut request)?;
-        next.run(ctx, request.data(self.engine.read_budget()).data(AnswerBudget::default())).await
+        let request = request.data(self.engine.read_budget()).data(AnswerBudget::default());
+        next.run(ctx, request.data(self.done.clone())).await
     }
 }

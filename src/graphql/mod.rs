@@ -6,12 +6,14 @@ use async_graphql::{EmptySubscription, Schema};
 
 mod budget;
 mod document;
+mod done;
 mod error;
 pub mod guard;
 mod input;
 mod left_out;
 mod mutation;
 mod query;
+mod text;
 mod types;
 
 pub use error::{ErrorCode, defect, refusal};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_graphql::{Context, Object, Result};
 
+use super::done::Done;
 use super::error::answer;
 use super::input::{
     CreateWorkflowInstanceInput, TokenCreateInput, TransitionFireInput,
@@ -12,7 +13,7 @@ use super::input::{
 use super::types::{NatsToken, Token, Workflow};
 use crate::engine::{Engine, EngineError};
 
-/// Writes. An answer without an error is on disk; the fields of one request are done in their order.
+/// Writes. An answer without an error is on disk; the fields of one request are done in their order, and those before one that fails stay.
 pub struct Mutation;
 
 fn engine<'a>(ctx: &Context<'a>) -> &'a Engine {
@@ -28,13 +29,16 @@ impl Mutation {
         input: WorkflowDefinitionInput,
     ) -> Result<Workflow> {
         let workflow = engine(ctx).create_workflow(input.into_draft()?).await.map_err(answer)?;
+        Done::record(ctx);
         Ok(Workflow(workflow.definition().clone()))
     }
 
     /// Creates a token.
     async fn create_token(&self, ctx: &Context<'_>, input: TokenCreateInput) -> Result<Token> {
         let (workflow, id, request) = input.into_request()?;
-        Ok(Token(engine(ctx).create_token(&workflow, id, request).await.map_err(answer)?))
+        let created = engine(ctx).create_token(&workflow, id, request).await.map_err(answer)?;
+        Done::record(ctx);
+        Ok(Token(created))
     }
 
     /// Moves a token.
@@ -44,7 +48,9 @@ impl Mutation {
         input: TransitionFireInput,
     ) -> Result<Token> {
         let (token, request) = input.into_request()?;
-        Ok(Token(engine(ctx).fire(token, request).await.map_err(answer)?))
+        let moved = engine(ctx).fire(token, request).await.map_err(answer)?;
+        Done::record(ctx);
+        Ok(Token(moved))
     }
 
     /// Creates a token in the workflow's initial place and records who did it.
@@ -62,7 +68,9 @@ impl Mutation {
             other => other,
         };
         let created = engine(ctx).create_token(&workflow, id, request).await;
-        Ok(created.map_err(|error| answer(named(error)))?.into())
+        let created = created.map_err(|error| answer(named(error)))?;
+        Done::record(ctx);
+        Ok(created.into())
     }
 
     /// Fires a transition; `newPlace` must be the place that the transition leads to, else PLACE_MISMATCH.
@@ -72,6 +80,8 @@ impl Mutation {
         input: TransitionTokenWithNatsInput,
     ) -> Result<NatsToken> {
         let (token, request) = input.into_request()?;
-        Ok(engine(ctx).fire(token, request).await.map_err(answer)?.into())
+        let moved = engine(ctx).fire(token, request).await.map_err(answer)?;
+        Done::record(ctx);
+        Ok(moved.into())
     }
 }

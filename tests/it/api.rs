@@ -459,6 +459,26 @@ mod case {
         );
         let done = api.data(&query, json!({})).await;
         assert_eq!(done["c"], json!({ "place": "review", "version": 4 }));
+
+        // Those before one that fails stay, and are named.
+        let query = format!(
+            r#"mutation {{ a: fireTransition(input: {{ tokenId: "{token}", transitionId: "reject" }}) {{ place }}
+                createToken(input: {{ workflowId: "w" }}) {{ id }}
+                b: fireTransition(input: {{ tokenId: "{token}", transitionId: "reject" }}) {{ place }}
+                c: fireTransition(input: {{ tokenId: "{token}", transitionId: "submit" }}) {{ place }} }}"#
+        );
+        let error = api.error(&query, json!({})).await;
+        assert_eq!(
+            error["extensions"]["details"]["done"],
+            json!(["a", "createToken"]),
+            "{error:#}"
+        );
+        assert_eq!(error["path"], json!(["b"]));
+        assert_eq!(error["extensions"]["details"]["place"], "draft", "what else it tells stays");
+        let all = api.data("{ tokens { place version } }", json!({})).await;
+        assert_eq!(all["tokens"].as_array().unwrap().len(), 2);
+        let moved = json!({ "place": "draft", "version": 5 });
+        assert!(all["tokens"].as_array().unwrap().contains(&moved), "{all}");
     }
 
     pub async fn health_tells_the_backend(api: Api) {
