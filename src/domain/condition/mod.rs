@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use cel::common::ast::IdedExpr;
 use cel::{Context, ExecutionError, Value as CelValue};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use self::json::{token_value, value};
 use super::token::Token;
@@ -84,13 +84,14 @@ pub struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// Lends a token and a request's data; `input` is null where there is none.
+    /// Lends a token and a request's data; `input` is an object without members where there is none.
     pub fn new(token: &'a Token, input: Option<&'a Value>) -> Self {
         static ROOT: LazyLock<Context<'static, 'static>> = LazyLock::new(price::root_context);
         let root: &'a Context<'a, 'a> = &ROOT;
         let mut context = root.new_inner_scope();
         context.add_variable_as_val("token", token_value(token));
-        context.add_variable_as_val("input", value(input.unwrap_or(&Value::Null)));
+        static NONE: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+        context.add_variable_as_val("input", value(input.unwrap_or(&NONE)));
         Self { context }
     }
 

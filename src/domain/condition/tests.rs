@@ -66,8 +66,10 @@ fn conditions_see_token_and_input() {
     ] {
         check(source, expected);
     }
-    assert_eq!(evaluate("input == null", json!({}), None), Verdict::True);
-    assert!(matches!(evaluate("has(input.who)", json!({}), None), Verdict::Failed(_)));
+    for without in ["!has(input.who)", "!('who' in input)", "size(input) == 0", "input != null"] {
+        assert_eq!(evaluate(without, json!({}), None), Verdict::True, "{without}");
+    }
+    assert!(matches!(evaluate("input.who == 'ann'", json!({}), None), Verdict::Failed(_)));
 }
 
 #[test]
