@@ -20,7 +20,7 @@ const LISTERS_MAX: usize = 8;
 /// Time that a list waits for its turn.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// What the lists of one request may still read, [`RESULT_BYTES_MAX`] in all.
+/// What the lists of one request may still read, [`RESULT_BYTES_MAX`] and [`LIST_ROWS_MAX`] in all.
 ///
 /// From its first list until it is dropped it holds one of a few places, so that not all clients
 /// together fill the memory either.
@@ -34,6 +34,7 @@ pub struct ReadBudget {
 #[derive(Debug)]
 struct BudgetState {
     bytes_left: usize,
+    rows_left: usize,
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -53,7 +54,7 @@ impl ReadBudget {
                 .map_err(|_| busy("too many lists are being read"))?;
             state.place = Some(place.map_err(|_| busy("it was closed"))?);
         }
-        if state.bytes_left == 0 {
+        if state.bytes_left == 0 || state.rows_left == 0 {
             return Err(too_large());
         }
         Ok(state)
@@ -62,11 +63,21 @@ impl ReadBudget {
 
 impl BudgetState {
     fn bound(&self, limit: PageLimit) -> PageLimit {
-        PageLimit { bytes: limit.bytes.min(self.bytes_left), ..limit }
+        let PageLimit { rows, bytes } = limit;
+        PageLimit { rows: rows.min(self.rows_left), bytes: bytes.min(self.bytes_left) }
+    }
+
+    /// The same for a page: its rows are not fewer than were asked for because of others.
+    fn bound_page(&self, limit: PageLimit) -> Result<PageLimit, EngineError> {
+        if limit.rows > self.rows_left {
+            return Err(too_large());
+        }
+        Ok(self.bound(limit))
     }
 
     fn pay<T>(&mut self, page: Page<T>) -> Page<T> {
         self.bytes_left = self.bytes_left.saturating_sub(page.bytes);
+        self.rows_left = self.rows_left.saturating_sub(page.items.len());
         page
     }
 }
@@ -97,7 +108,8 @@ pub struct TokenPageRequest {
 impl Engine {
     /// What the lists of one request may read.
     pub fn read_budget(&self) -> ReadBudget {
-        let state = BudgetState { bytes_left: RESULT_BYTES_MAX, place: None };
+        let state =
+            BudgetState { bytes_left: RESULT_BYTES_MAX, rows_left: LIST_ROWS_MAX, place: None };
         ReadBudget { places: Arc::clone(&self.list_places), state: Mutex::new(state) }
     }
 
@@ -131,7 +143,8 @@ impl Engine {
         let limit = page_limit(request.first)?;
         let scope = self.scope(request.workflow, request.place).await?;
         let mut turn = budget.turn().await?;
-        let page = self.storage.list_tokens(&scope, request.after, turn.bound(limit)).await?;
+        let limit = turn.bound_page(limit)?;
+        let page = self.storage.list_tokens(&scope, request.after, limit).await?;
         Ok(turn.pay(page))
     }
 
@@ -146,7 +159,8 @@ impl Engine {
         let limit = page_limit(first)?;
         let stored = self.token_to_act_on(token).await?;
         let mut turn = budget.turn().await?;
-        let page = self.storage.token_moves(&stored.token, before, turn.bound(limit)).await;
+        let limit = turn.bound_page(limit)?;
+        let page = self.storage.token_moves(&stored.token, before, limit).await;
         let page = page.map_err(|error| match error {
             StorageError::ForeignCursor { .. } => EngineError::InvalidInput {
                 field: "after",
@@ -207,4 +221,43 @@ fn page_limit(rows: usize) -> Result<PageLimit, EngineError> {
         return Err(EngineError::InvalidInput { field: "first", rule });
     }
     Ok(PageLimit { rows, bytes: PAGE_BYTES_MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::{NewToken, TransitionDraft, WorkflowDraft};
+    use crate::storage::memory::InMemoryStorage;
+
+    #[tokio::test]
+    async fn the_lists_of_one_request_share_their_rows() {
+        let engine = Engine::new(Arc::new(InMemoryStorage::new()));
+        let draft = WorkflowDraft {
+            id: Some("w".to_owned()),
+            name: "w".to_owned(),
+            description: None,
+            places: vec!["a".to_owned()],
+            initial_place: "a".to_owned(),
+            transitions: Vec::<TransitionDraft>::new(),
+        };
+        let workflow = engine.create_workflow(draft).await.unwrap().definition().id.clone();
+        for _ in 0..PAGE_ROWS_MAX {
+            engine.create_token(&workflow, None, NewToken::default()).await.unwrap();
+        }
+        let budget = engine.read_budget();
+        let page = |first| TokenPageRequest { workflow: None, place: None, first, after: None };
+        for n in 0..LIST_ROWS_MAX / PAGE_ROWS_MAX - 1 {
+            let page = engine.token_page(page(PAGE_ROWS_MAX), &budget).await.unwrap();
+            assert_eq!(page.items.len(), PAGE_ROWS_MAX, "page {n}");
+        }
+        engine.token_page(page(1), &budget).await.unwrap();
+        let too_many = engine.token_page(page(PAGE_ROWS_MAX), &budget).await.unwrap_err();
+        assert!(matches!(too_many, EngineError::ResultTooLarge { .. }), "{too_many}");
+        engine.token_page(page(PAGE_ROWS_MAX - 2), &budget).await.unwrap();
+        // One row is left.
+        let too_many = engine.tokens(None, &budget).await.unwrap_err();
+        assert!(matches!(too_many, EngineError::ResultTooLarge { .. }), "{too_many}");
+    }
 }

@@ -403,3 +403,51 @@ fn what_was_refused_is_looked_for_only_where_it_can_be() {
         }
     });
 }
+
+/// To see that nothing comes after the last token of a place takes nats-server the longer, the more there is
+/// of others.
+#[test]
+fn a_page_of_few_among_many_asks_for_these_alone() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let storage = Arc::new(cluster.open(0).await);
+        let node = Node::over(Arc::clone(&storage));
+        let (workflow, bus) = (review_workflow("w"), Bus::connect(&cluster.nodes[0]).await);
+        node.define("w").await;
+        let few = [node.create("w").await, node.create("w").await];
+        for id in &few {
+            assert_eq!(node.fire(id, "submit").await, "");
+        }
+        for _ in 0..100 {
+            node.create("w").await;
+        }
+        bus.until_each_token_is_there_once().await;
+        let scope = TokenScope::Place(workflow.definition().id.clone(), "review".parse().unwrap());
+        let limit = PageLimit { rows: 100, bytes: 1 << 30 };
+        let mut heard = bus.subscribe("$JS.API.STREAM.MSG.GET.>").await;
+        for round in 0..3 {
+            let after = None;
+            let page = WorkflowStorage::list_tokens(&*storage, &scope, after, limit).await.unwrap();
+            let ids: Vec<_> = page.items.iter().map(|row| row.token.id.to_string()).collect();
+            assert_eq!((ids, page.more), (few.to_vec(), false));
+            let after = page.items.first().map(|row| row.revision);
+            let page = WorkflowStorage::list_tokens(&*storage, &scope, after, limit).await.unwrap();
+            assert_eq!((page.items.len(), page.more), (1, false));
+            let asked = so_far(&bus, &mut heard, "$JS.API.STREAM.MSG.GET.marker").await;
+            let asked: Vec<_> =
+                asked.iter().map(|it| String::from_utf8_lossy(&it.payload)).collect();
+            let walks = asked.iter().filter(|question| question.contains("next_by_subj")).count();
+            assert!(round == 0 || walks == 0, "{asked:#?}");
+        }
+        // Once there are many, they are walked through, and all are there.
+        let mut all = few.to_vec();
+        for _ in 0..300 {
+            all.push(node.create("w").await);
+            assert_eq!(node.fire(all.last().unwrap(), "submit").await, "");
+        }
+        let page = WorkflowStorage::list_tokens(&*storage, &scope, None, limit).await.unwrap();
+        let ids: Vec<_> = page.items.iter().map(|row| row.token.id.to_string()).collect();
+        assert_eq!((&ids[..], page.more), (&all[..100], true));
+        storage.close().await;
+    });
+}

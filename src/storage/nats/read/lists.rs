@@ -40,7 +40,9 @@ const SLACK: usize = 16;
 ///
 /// Where the leader is asked message by message, a list could follow tokens that move for as long as they
 /// do, through the departures that they leave. So where these begin, or the stream ended when the list
-/// began, the tokens are asked for by their subjects, if these are not many more than the rows.
+/// began, the tokens are asked for by their subjects, if these are not many more than the rows. So they are where
+/// the last list has shown that there are few: to see that nothing comes after the last one takes nats-server
+/// the longer, the more there is of others.
 pub async fn tokens(
     reader: &Reader,
     filter: &str,
@@ -55,8 +57,17 @@ pub async fn tokens(
     } else {
         (jetstream::stream_state(&reader.link).await?.last_sequence, LEADER_RUN)
     };
+    let (is_by_leader, begun) = (run_max < usize::MAX, reader.epoch.now());
     // Behind a cursor nothing tells how many stand before it.
-    let mut are_few = run_max < usize::MAX && (after.is_none() || reader.hints.is_small());
+    let mut are_few = is_by_leader && (after.is_none() || reader.hints.is_small());
+    if is_by_leader && reader.hints.of(filter).says_few() {
+        if let Some(page) = by_subject(reader, filter, after, limit, deadline).await? {
+            return Ok(page);
+        }
+        reader.hints.many(filter, begun);
+        are_few = false;
+    }
+    let mut all_stay = true;
     let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
     // Where each token is in `rows`: one that moves between two runs is seen again.
     let mut places: HashMap<Uuid, usize> = HashMap::new();
@@ -68,6 +79,7 @@ pub async fn tokens(
         next = newest.sequence + 1;
         let Run { messages, more, .. } = run;
         let departures = messages.iter().filter(|stored| stored.is_departure()).count();
+        all_stay &= departures == 0;
         if are_few && more && (next > end || departures > SLACK) {
             if let Some(page) = by_subject(reader, filter, after, limit, deadline).await? {
                 return Ok(page);
@@ -85,6 +97,9 @@ pub async fn tokens(
             }
             rows.push(Some((token, size)));
             (count, bytes) = (count + 1, bytes + size);
+        }
+        if !more && is_by_leader && all_stay && after.is_none() && count <= FEW_MORE {
+            reader.hints.few(filter, begun);
         }
         if !more || count > limit.rows || (bytes > limit.bytes && count > 1) {
             break;
