@@ -204,8 +204,12 @@ impl Reader {
         if life == self.epoch.now() { whole } else { Whole::default() }
     }
 
+    /// Notes that, unless it is of a life that has ended.
     pub fn set_whole(&self, of: (u64, Whole)) {
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = of;
+        let mut there = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if of.0 >= there.0 {
+            *there = of;
+        }
     }
 
     /// The newest message on a subject, which may have wildcards.

@@ -15,7 +15,7 @@ use tracing::{debug, error, warn};
 
 use super::older_store;
 use crate::storage::StorageError;
-use crate::storage::nats::read::anchor::{self, Anchor, Written};
+use crate::storage::nats::read::anchor::{self, Anchor, Whole, Written};
 use crate::storage::nats::read::identity::Identity;
 use crate::storage::nats::read::life::Life;
 use crate::storage::nats::read::reader::{Reader, unavailable};
@@ -52,6 +52,8 @@ struct Found {
     acknowledged: u64,
     identity: Option<Identity>,
     anchor: Option<anchor::Found>,
+    /// Where this server's record says that all is whole.
+    whole: Whole,
 }
 
 /// What follows from a look.
@@ -199,6 +201,8 @@ impl Keeper {
         };
         self.remembered = Some((state.created.clone(), identity));
         anchor.forget();
+        // What the record says of what stands before it is true of the store that it stands in.
+        reader.set_whole((reader.epoch.now(), found.whole));
         write_anchor(reader, &self.meter, &mut anchor).await;
         Ok(true)
     }
@@ -261,7 +265,9 @@ async fn find(
     acknowledged: u64,
 ) -> Result<Found, StorageError> {
     let stored = reader.last(&anchor.subject()).await?;
+    let whole = stored.as_ref().map(|stored| Anchor::whole(&stored.payload));
     Ok(Found {
+        whole: whole.unwrap_or_default(),
         created: state.created.clone(),
         last_sequence: state.last_sequence,
         acknowledged,
@@ -357,6 +363,7 @@ mod tests {
         };
         let remembered = |anchor| Remembered { created: "a".to_owned(), identity, anchor };
         let found = |created: &str, last_sequence, identity, anchor: Option<u64>| Found {
+            whole: Whole::default(),
             created: created.to_owned(),
             last_sequence,
             acknowledged: 10,

@@ -99,7 +99,7 @@ impl EndOfStream {
         let life = life.number();
         if self.whole.0 != life {
             self.whole = (life, 0);
-            self.preceding.forget();
+            self.preceding.begin(life, mender.reader.whole());
         }
         let look = timeout(LOOK_WAIT_MAX, mender.end_of_stream(self.whole.1)).await;
         match look.unwrap_or_else(|_| Err(unavailable("the end of the stream is read too slowly")))

@@ -106,23 +106,25 @@ impl Preceding {
         self.push(1..=sequence);
     }
 
-    /// Forgets everything: it is another stream.
-    pub fn forget(&self) {
+    /// Begins anew in another life of the store, of which this is known to be whole.
+    pub fn begin(&self, life: u64, whole: Whole) {
         let mut ranges = self.ranges();
         ranges.waiting.clear();
-        ranges.known = (0, Whole::default());
+        ranges.known = (life, whole);
     }
 
     /// Adds what others may have written since this server knew all to be whole; what comes behind it up to
     /// `known` is.
     pub fn push_new(&self, range: Range, known: u64, life: u64) {
+        let (of, before) = self.ranges().known;
+        let goes_on = of == life && before.to > 0;
+        let begin = if goes_on { before.to + 1 } else { 1 };
+        let range = begin.max(*range.start())..=*range.end();
         let is_all = (range.end() + 1).saturating_sub(*range.start()) <= BEFORE_MAX;
         let looked_from = range.end().saturating_sub(BEFORE_MAX - 1).max(1);
         self.push(range);
-        let mut ranges = self.ranges();
-        let (of, before) = ranges.known;
-        let from = if is_all && of == life && before.to > 0 { before.from } else { looked_from };
-        ranges.known = (life, Whole { from, to: known });
+        let from = if is_all && goes_on { before.from } else { looked_from };
+        self.ranges().known = (life, Whole { from, to: known });
     }
 
     /// Whether this sequence is still to be looked at.
@@ -303,14 +305,30 @@ mod tests {
         preceding.take();
         preceding.put_back([].into_iter());
         assert_eq!(preceding.whole(), whole(15_905, 20_004));
-        // Another life.
-        preceding.forget();
-        assert_eq!(preceding.whole(), (0, Whole::default()));
+        // Another life, in which nothing is known.
+        preceding.begin(4, Whole::default());
+        assert_eq!(preceding.whole(), (4, Whole::default()));
         preceding.push_new(1..=30, 30, 4);
         assert_eq!(preceding.whole(), (4, Whole { from: 1, to: 0 }));
         preceding.take();
         preceding.put_back([].into_iter());
         assert_eq!(preceding.whole(), (4, Whole { from: 1, to: 30 }));
+        // One of which something is known, and is not looked at again.
+        preceding.begin(5, Whole { from: 3, to: 610 });
+        preceding.push_new(1..=640, 640, 5);
+        assert_eq!(preceding.take(), [611..=640]);
+        assert_eq!(preceding.whole(), (5, Whole { from: 3, to: 610 }));
+        preceding.put_back([].into_iter());
+        assert_eq!(preceding.whole(), (5, Whole { from: 3, to: 640 }));
+        preceding.begin(6, Whole { from: 3, to: 610 });
+        preceding.push_new(1..=9_000, 9_000, 6);
+        assert_eq!(preceding.take(), [4_905..=9_000]);
+        preceding.put_back([].into_iter());
+        assert_eq!(
+            preceding.whole(),
+            (6, Whole { from: 4_905, to: 9_000 }),
+            "a gap is between them"
+        );
         assert!(Whole { from: 1, to: 30 }.covers(30) && !Whole { from: 1, to: 0 }.covers(0));
     }
 }
