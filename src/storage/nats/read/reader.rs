@@ -76,8 +76,7 @@ pub struct Reader {
     copies: Copies,
     /// The highest sequence that is known of.
     last: AtomicU64,
-    /// The highest one that was acknowledged to this server. What was only read, a kill of nats-server
-    /// can take back.
+    /// The highest that was acknowledged here. What was only read, a kill of nats-server can take back.
     acknowledged: AtomicU64,
     /// Where all changes were seen to be whole, and in which life of the store.
     whole: Mutex<(u64, Whole)>,
@@ -135,8 +134,7 @@ impl Reader {
         self.copies.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was known of the stream: it is another one. The epoch ends last, as who sees the next
-    /// one relies on nothing being left of this.
+    /// Forgets what was known of the stream: it is another one. The epoch ends last: then nothing is left.
     pub fn forget(&self) {
         self.last.store(0, Ordering::Release);
         self.acknowledged.store(0, Ordering::Release);
@@ -207,9 +205,7 @@ impl Reader {
     /// Notes that, unless it is of a life that has ended.
     pub fn set_whole(&self, of: (u64, Whole)) {
         let mut there = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        if of.0 >= there.0 {
-            *there = of;
-        }
+        *there = if of.0 >= there.0 { of } else { *there };
     }
 
     /// The newest message on a subject, which may have wildcards.
