@@ -21,6 +21,11 @@ pub fn permissions(publish: &str) -> String {
     )
 }
 
+/// A server that logs in as the engine.
+async fn engine(nats: &NatsServer) -> Node {
+    Node::over(Arc::new(NATSStorage::new(engine_config(nats)).await.unwrap()))
+}
+
 pub fn engine_config(nats: &NatsServer) -> NATSStorageConfig {
     let url = nats.url().replace("nats://", "nats://engine:e@");
     NATSStorageConfig { nats_urls: vec![url], ..nats.config() }
@@ -66,8 +71,7 @@ fn a_permission_that_is_taken_away_is_told_at_once_and_given_back_all_goes_on() 
         let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
         let Some((nats, folder)) = configured(&all) else { return };
         runtime().block_on(async {
-            let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
-            let node = Node::over(storage);
+            let node = engine(&nats).await;
             node.define("w").await;
             let id = node.create("w").await;
             let path = folder.path().join("nats.conf");
@@ -159,8 +163,7 @@ fn answers_that_are_forbidden_for_a_while_come_again() {
     let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
     let Some((nats, folder)) = configured(&all) else { return };
     runtime().block_on(async {
-        let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
-        let node = Node::over(storage);
+        let node = engine(&nats).await;
         node.define("w").await;
         let path = folder.path().join("nats.conf");
         let deaf = all.replace("subscribe: \"_INBOX.>\"", "subscribe: \"other.>\"");
@@ -182,8 +185,7 @@ fn a_permission_that_is_taken_away_in_part_is_told_where_nothing_can_be_written(
         let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
         let Some((nats, folder)) = configured(&all) else { return };
         runtime().block_on(async {
-            let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
-            let node = Node::over(storage);
+            let node = engine(&nats).await;
             node.define("w").await;
             let id = node.create("w").await;
             let path = folder.path().join("nats.conf");
@@ -223,8 +225,7 @@ fn a_permission_that_is_missing_for_one_workflow_stops_that_one_alone() {
     );
     let Some((nats, _folder)) = configured(&text) else { return };
     runtime().block_on(async {
-        let storage = Arc::new(NATSStorage::new(engine_config(&nats)).await.unwrap());
-        let node = Arc::new(Node::over(storage));
+        let node = Arc::new(engine(&nats).await);
         node.define("w").await;
         assert_eq!(node.health("without a list", healthy).await, "");
         let mut all = tokio::task::JoinSet::new();
@@ -246,4 +247,46 @@ fn a_permission_that_is_missing_for_one_workflow_stops_that_one_alone() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert_eq!(node.tokens().await.len(), 30);
     });
+}
+
+/// Whichever message of a batch may not be published, the first, one within or the last: nats-server keeps 50
+/// open batches at most, and takes none of anybody then.
+#[test]
+fn a_place_that_may_not_be_published_stops_no_other_workflow() {
+    const MOVES: usize = 80;
+    for place in ["draft", "review"] {
+        let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
+        let Some((nats, folder)) = configured(&all) else { return };
+        runtime().block_on(async {
+            let node = engine(&nats).await;
+            node.define("w").await;
+            node.define("other").await;
+            let mut ids = Vec::new();
+            for _ in 0..MOVES {
+                ids.push(node.create("w").await);
+            }
+            let denied = permissions(&format!(
+                "{{ allow: [ \"cb.>\", \"$JS.API.>\" ], deny: [ \"cb.workflows.w.places.{place}.>\" ] }}"
+            ));
+            std::fs::write(folder.path().join("nats.conf"), denied).unwrap();
+            nats.reload();
+            let missing = format!("publish to cb.workflows.w.places.{place}.");
+            // Whether the permission is gone already, a move tells.
+            let deadline = Instant::now() + WAIT_MAX;
+            let refusal = async |id: &str| {
+                let answer = node.ask(FIRE, json!({ "tokenId": id, "transitionId": "submit" })).await;
+                answer["errors"][0]["message"].as_str().map(ToOwned::to_owned)
+            };
+            for id in &ids {
+                let Some(said) = refusal(id).await else {
+                    assert!(Instant::now() < deadline, "it may still be published");
+                    continue;
+                };
+                assert!(said.contains(&missing), "{said}");
+                let begun = Instant::now();
+                assert_eq!(node.code(CREATE_TOKEN, json!({ "workflowId": "other" })).await, "");
+                assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+            }
+        });
+    }
 }

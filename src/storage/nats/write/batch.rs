@@ -84,12 +84,18 @@ pub async fn send(
     answered: Answered,
 ) -> Result<u64, BatchError> {
     let id = Uuid::new_v4().simple().to_string();
-    let replies = send_all(link, messages, &id, answered).await?;
-    let outcome = outcome(replies, messages.len()).await;
-    if let Err(BatchError::Refused(refusal)) = &outcome
-        && !refusal.is_whole()
-        && let Some(first) = messages.first()
-    {
+    let outcome = match send_all(link, messages, &id, answered).await {
+        Ok(replies) => outcome(replies, messages.len()).await,
+        Err(error) => Err(error),
+    };
+    let stays_open = match &outcome {
+        Err(BatchError::Refused(refusal)) => !refusal.is_whole(),
+        // Its last message was not sent, or may not be published: those before it were.
+        Err(BatchError::NotDone(_)) => link.is_connected(),
+        // It may yet be committed.
+        Ok(_) | Err(BatchError::Unknown(_)) => false,
+    };
+    if stays_open && let Some(first) = messages.first() {
         abandon(link, first.subject.clone(), &id, messages.len()).await;
     }
     // One that lacks a message which may not be published is refused as incomplete.
@@ -149,8 +155,8 @@ async fn outcome(mut replies: Replies, count: usize) -> Result<u64, BatchError> 
     }
 }
 
-/// Lets nats-server forget a batch. What it refuses for a limit it keeps open for 10 s otherwise, and with
-/// 50 open ones it takes no other (2.15.1). A number that cannot come next ends it, whatever was taken.
+/// Lets nats-server forget a batch. What it refuses for a limit, and what has no end, it keeps open for 10 s
+/// otherwise, and with 50 open ones it takes no other (2.15.1). A number that cannot come next ends it, whatever was taken.
 async fn abandon(link: &Link, subject: String, id: &str, count: usize) {
     let headers =
         [(header::BATCH_ID, id.to_owned()), (header::BATCH_SEQUENCE, (count + 2).to_string())];
