@@ -59,6 +59,10 @@ pub fn leave_out(
         let name = &definition.node.name.node;
         !taken.contains(name) || still_used.contains(name)
     });
+    // Others may declare what is gone from a fragment that they share.
+    if let (DocumentOperations::Multiple(all), Some(this)) = (operations, operation_name) {
+        all.retain(|name, _| name == this);
+    }
     Ok(())
 }
 
@@ -194,6 +198,12 @@ mod tests {
         let text = format!("{document:?}");
         assert!(!text.contains("Variable(Name(\"a\"))"), "{text}");
         assert!(text.contains("Variable(Name(\"b\"))"), "{text}");
+        // Another operation may declare the same for a fragment of both.
+        let text =
+            "query A($a: Int) { ...f } query B($a: Int) { ...f } fragment f on Query { k(l: $a) }";
+        let mut document = parse_query(text).unwrap();
+        leave_out(&mut document, Some("A"), &Variables::default()).unwrap();
+        assert_eq!(document.operations.iter().count(), 1);
         for name in [None, Some("C")] {
             let mut document = parse_query("query A($a: Int!) { f } query B { f }").unwrap();
             leave_out(&mut document, name, &Variables::default()).unwrap();

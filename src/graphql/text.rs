@@ -106,10 +106,10 @@ impl<'a> Escaped<'a> {
         let half =
             "a string in the query has half of a pair of escapes, such as \\ud83d without \\ude00";
         let (code, rest) = match text.strip_prefix('{') {
-            Some(inner) => match inner.split_once('}') {
-                Some((digits, rest)) if digits.len() <= 8 && is_hex(digits) => (digits, rest),
+            Some(inner) => match digits_of(inner) {
+                Some(parts) => parts,
                 // The parser says what is wrong.
-                _ => return Ok(text),
+                None => return Ok(text),
             },
             None => match four(text) {
                 Some(parts) => parts,
@@ -154,6 +154,14 @@ impl<'a> Escaped<'a> {
         self.done.push_str(&self.text[self.kept..]);
         Cow::Owned(self.done)
     }
+}
+
+/// The digits up to a closing brace, and what follows it.
+fn digits_of(text: &str) -> Option<(&str, &str)> {
+    const DIGITS_MAX: usize = 8;
+    let end = text.bytes().take(DIGITS_MAX + 1).position(|byte| byte == b'}')?;
+    let digits = &text[..end];
+    is_hex(digits).then_some((digits, &text[end + 1..]))
 }
 
 /// The four digits that a text begins with, and what follows.
