@@ -52,12 +52,7 @@ pub async fn tokens(
 ) -> Result<Page<StoredToken>, StorageError> {
     let deadline = Instant::now() + time_max;
     let mut next = first_after(after);
-    let (end, run_max) = if reader.is_only_copy() {
-        (u64::MAX, usize::MAX)
-    } else {
-        (jetstream::stream_state(&reader.link).await?.last_sequence, LEADER_RUN)
-    };
-    let (is_by_leader, begun) = (run_max < usize::MAX, reader.epoch.now());
+    let (is_by_leader, begun) = (!reader.is_only_copy(), reader.epoch.now());
     // Behind a cursor nothing tells how many stand before it.
     let mut are_few = is_by_leader && (after.is_none() || reader.hints.is_small());
     if is_by_leader && reader.hints.of(filter).says_few() {
@@ -67,6 +62,11 @@ pub async fn tokens(
         reader.hints.many(filter, begun);
         are_few = false;
     }
+    let (end, run_max) = if is_by_leader {
+        (jetstream::stream_state(&reader.link).await?.last_sequence, LEADER_RUN)
+    } else {
+        (u64::MAX, usize::MAX)
+    };
     let mut all_stay = true;
     let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
     // Where each token is in `rows`: one that moves between two runs is seen again.
