@@ -72,6 +72,49 @@ fn a_max_age_that_an_operator_sets_is_set_right_and_health_says_what_it_may_have
     });
 }
 
+/// Whether a server runs meanwhile, or is started on it: who sets it right says so until he is restarted.
+#[test]
+fn what_settings_may_have_cost_is_told_by_who_sets_them_right() {
+    let changes = [
+        (json!({ "max_age": 3_600_000_000_000_u64 }), "max_age of the stream to 3600 s"),
+        (json!({ "max_msgs_per_subject": 1 }), "max_msgs_per_subject of the stream to 1"),
+        (json!({ "discard": "old", "max_msgs": 30 }), "discard of the stream to old and max_msgs"),
+        (json!({ "discard": "old", "max_bytes": 9_000 }), "old and max_bytes to 9000"),
+    ];
+    for (fields, told) in changes {
+        for is_running in [true, false] {
+            let Some(nats) = NatsServer::start() else { return };
+            runtime().block_on(async {
+                let bus = Bus::connect(&nats).await;
+                let mut node = Node::start(&nats, NATSStorageOptions::new()).await;
+                node.define("w").await;
+                if !is_running {
+                    node.storage.close().await;
+                }
+                let changed = change(&bus, |config| {
+                    for (field, value) in fields.as_object().unwrap() {
+                        config[field] = value.clone();
+                    }
+                });
+                let changed = changed.await;
+                assert!(changed["error"].is_null(), "{changed}");
+                if !is_running {
+                    node = Node::start(&nats, NATSStorageOptions::new()).await;
+                }
+                let is_told = |health: &_| matches!(health, StorageHealth::Degraded(_));
+                for _ in 0..2 {
+                    let said = node.health(told, is_told).await;
+                    assert!(said.contains(told), "running: {is_running}: {said}");
+                }
+                node.storage.close().await;
+                // It is set right, and the next one has nothing to tell.
+                let node = Node::start(&nats, NATSStorageOptions::new()).await;
+                assert_eq!(node.health("the next one", healthy).await, "");
+            });
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_set_right_is_told_and_nothing_is_written() {
     for field in ["sealed", "deny_delete"] {

@@ -57,6 +57,11 @@ impl Looked {
     fn of(state: StreamState) -> Self {
         Self { state, lost: Vec::new(), wrong: None, too_few: None }
     }
+
+    /// Whether it has as many replicas as it should.
+    fn has_replicas(&self) -> bool {
+        self.too_few.is_none() && self.wrong.is_none()
+    }
 }
 
 /// Checks the server, then makes or checks the stream.
@@ -80,8 +85,8 @@ pub async fn open(
                     "stream {STREAM} keeps its {kept}; limits are only raised unless NATS_LOWER_LIMITS is true"
                 );
             }
-            let (info, too_few) = set_right(link, info, changes).await?;
-            Ok(Looked { too_few, ..Looked::of(StreamState::read(&info)) })
+            let looked = set_right(link, info, changes).await?;
+            looked.wrong.clone().map_or(Ok(looked), |wrong| Err(OpenError::Refused(wrong)))
         }
         Err(error) if error.is(code::STREAM_NOT_FOUND) => {
             Ok(Looked::of(create(link, &wanted).await?))
@@ -119,27 +124,24 @@ pub async fn look(
     };
     let Differences { mut changes, wrong } = compare(&info["config"], &wanted);
     keep_limits(&mut changes, &info, false).map_err(OpenError::Refused)?;
-    let mut lost = losses_by_what_stays(&info["config"]);
-    let mut looked = Looked { wrong, ..Looked::of(StreamState::read(&info)) };
-    if !changes.is_empty() {
-        let mut fields: Vec<_> = changes.iter().map(|(field, _)| field.clone()).collect();
-        let cost = losses(&info["config"], &changes);
-        match set_right(link, info, changes).await {
-            Ok((info, too_few)) => {
-                fields.retain(|field| field != REPLICAS || too_few.is_none());
-                if !fields.is_empty() {
-                    let fields = fields.join(", ");
-                    warn!(fields, "somebody has changed stream {STREAM}; it is set right");
-                }
-                (looked.state, looked.too_few) = (StreamState::read(&info), too_few);
-                lost.extend(cost);
-            }
-            // What cannot be changed back is told first.
-            Err(error) if looked.wrong.is_none() => return Err(error),
-            Err(error) => debug!(?error, "the other changes of the stream cannot be set right"),
+    let (state, mut lost) = (StreamState::read(&info), losses_by_what_stays(&info["config"]));
+    let mut fields: Vec<_> = changes.iter().map(|(field, _)| field.clone()).collect();
+    let looked = match set_right(link, info, changes).await {
+        Ok(looked) => looked,
+        // What cannot be changed back is told first.
+        Err(error) if wrong.is_none() => return Err(error),
+        Err(error) => {
+            debug!(?error, "the other changes of the stream cannot be set right");
+            return Ok(Looked { lost, wrong, ..Looked::of(state) });
         }
+    };
+    fields.retain(|field| field != REPLICAS || looked.has_replicas());
+    if !fields.is_empty() {
+        let fields = fields.join(", ");
+        warn!(fields, "somebody has changed stream {STREAM}; it is set right");
     }
-    Ok(Looked { lost, ..looked })
+    lost.extend(looked.lost);
+    Ok(Looked { lost, wrong: wrong.or(looked.wrong), ..looked })
 }
 
 /// What settings may have cost that somebody else must set right.
@@ -170,6 +172,11 @@ fn losses(found: &Value, changes: &[(String, Value)]) -> Vec<String> {
     if changed("max_msgs_per_subject") {
         let most = &found["max_msgs_per_subject"];
         lost.push(format!("somebody had set max_msgs_per_subject of the stream to {most}; it is set right, but all but the newest {most} events of each workflow are gone"));
+    }
+    let limits = ["max_msgs", "max_bytes"].into_iter().filter(|limit| changed(limit));
+    for limit in limits.filter(|_| found["discard"] == "old") {
+        let most = &found[limit];
+        lost.push(format!("somebody had set discard of the stream to old and {limit} to {most}; it is set right, but the oldest of what was more then is gone, also tokens and definitions: restore a backup"));
     }
     lost
 }
@@ -307,32 +314,39 @@ async fn overlap(link: &Link, error: &ApiError) -> OpenError {
     ))
 }
 
-/// Changes settings of the stream; what it is then, and why it has too few replicas, if it has. For more of
-/// them there may be no node, as one is lost, or has not come yet: the stream works all the same, and the
-/// next look tries again.
+/// Changes settings of the stream, and says what they may have cost. For more replicas there may be no node, as
+/// one is lost, or has not come yet: the stream works all the same, and the next look tries again.
 async fn set_right(
     link: &Link,
     mut info: Value,
     mut changes: Vec<(String, Value)>,
-) -> Result<(Value, Option<String>), OpenError> {
+) -> Result<Looked, OpenError> {
+    let mut looked = Looked::of(StreamState::read(&info));
+    // Of a stream that never held anything, such as one that was just made for us, nothing is lost.
+    if looked.state.last_sequence > 0 {
+        looked.lost = losses(&info["config"], &changes);
+    }
     let replicas = changes.iter().position(|(field, _)| field == REPLICAS);
     let replicas = replicas.map(|at| changes.remove(at));
     if !changes.is_empty() {
         info = update(link, &info, changes).await?;
+        looked.state = StreamState::read(&info);
     }
-    let Some((field, wanted)) = replicas else { return Ok((info, None)) };
+    let Some((field, wanted)) = replicas else { return Ok(looked) };
     let there = info["config"][REPLICAS].clone();
-    let refused = match change(link, &info, vec![(field, wanted.clone())]).await {
-        (_, Ok(info)) => return Ok((info, None)),
-        (_, Err(error @ ApiError::Refused { .. })) if !error.is(code::REPLICAS_NOT_SUPPORTED) => {
-            error
+    match change(link, &info, vec![(field, wanted.clone())]).await {
+        (_, Ok(info)) => Ok(Looked { state: StreamState::read(&info), ..looked }),
+        (told, Err(error)) if error.is(code::REPLICAS_NOT_SUPPORTED) => {
+            let wrong = Some(not_changed(&told, error).to_string());
+            Ok(Looked { wrong, ..looked })
         }
-        (told, Err(error)) => return Err(not_changed(&told, error)),
-    };
-    let too_few = format!(
-        "the stream has {there} of the {wanted} replicas that NATS_REPLICAS asks for, and nats-server does not add any: {refused}; start another node, or ask for fewer"
-    );
-    Ok((info, Some(too_few)))
+        (_, Err(error)) => {
+            let too_few = Some(format!(
+                "the stream has {there} of the {wanted} replicas that NATS_REPLICAS asks for, and nats-server does not add any: {error}; start another node, or ask for fewer"
+            ));
+            Ok(Looked { too_few, ..looked })
+        }
+    }
 }
 
 async fn update(

@@ -269,11 +269,7 @@ impl Supervisor {
         let looked = stream::look(&self.link, &self.config, &self.options).await?;
         let state = looked.state;
         self.note_too_few_replicas(looked.too_few);
-        for text in looked.lost {
-            if self.notices.lost(&text) {
-                error!("{text}");
-            }
-        }
+        self.note_lost(looked.lost);
         if state.is_cut_off && state.last_sequence < known {
             return Err(OpenError::Behind(CUT_OFF.to_owned()));
         }
@@ -356,6 +352,15 @@ impl Supervisor {
         }
     }
 
+    /// Says what somebody's changes of the stream may have cost.
+    fn note_lost(&self, lost: Vec<String>) {
+        for text in lost {
+            if self.notices.lost(&text) {
+                error!("{text}");
+            }
+        }
+    }
+
     /// Says that the stream has fewer replicas than it should, or that it has as many again.
     fn note_too_few_replicas(&self, reason: Option<String>) {
         if self.notices.set_too_few_replicas(reason.clone()) {
@@ -431,6 +436,7 @@ impl Supervisor {
         connected.map_err(|error| OpenError::NotNow(error.to_string()))?;
         let opened = stream::open(&self.link, &self.config, &self.options).await?;
         self.note_too_few_replicas(opened.too_few);
+        self.note_lost(opened.lost);
         let state = opened.state;
         stream::probe(&self.link).await?;
         self.reader.set_stream(&state);
