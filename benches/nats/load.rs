@@ -30,7 +30,6 @@ pub fn workflow(id: &str) -> Workflow {
     let draft = WorkflowDraft {
         id: Some(id.to_owned()),
         name: "Benchmark".to_owned(),
-        description: None,
         places: ["open", "review", "done"].map(str::to_owned).to_vec(),
         transitions: vec![
             transition("submit", "open", "review"),
@@ -38,6 +37,7 @@ pub fn workflow(id: &str) -> Workflow {
             transition("finish", "review", "done"),
         ],
         initial_place: "open".to_owned(),
+        ..WorkflowDraft::default()
     };
     Workflow::check(draft, chrono::Utc::now()).expect("the definition is right")
 }

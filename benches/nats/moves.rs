@@ -1,8 +1,10 @@
 //! Moves over HTTP beside the same messages sent by async-nats alone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use circuit_breaker::domain::{MoveRequest, NewToken};
+use circuit_breaker::domain::limits::STEPS_MAX;
+use circuit_breaker::domain::{Caller, Deciding, MoveRequest, NewToken, Steps};
 use uuid::Uuid;
 
 use crate::bare::Bare;
@@ -30,8 +32,10 @@ pub async fn all_moves(time: Duration) {
 pub fn payloads() -> (bytes::Bytes, bytes::Bytes) {
     let workflow = workflow("bench");
     let (id, now) = (Uuid::new_v4(), chrono::Utc::now());
+    let (caller, steps) = (Caller::anyone(), Arc::new(Steps::new(STEPS_MAX)));
+    let by = Deciding { caller: &caller, now, steps: &steps };
     let new = NewToken { data: data(7), ..NewToken::default() };
-    let mut change = workflow.create_token(new, id, now).expect("the place is there");
+    let mut change = workflow.create_token(new, id, &caller, now).expect("the place is there");
     for n in 0..6 {
         let request = MoveRequest {
             transition: (if n % 2 == 0 { "submit" } else { "reject" }).parse().expect("a name"),
@@ -41,7 +45,7 @@ pub fn payloads() -> (bytes::Bytes, bytes::Bytes) {
             expected_version: None,
         };
         change.token.transition_history.iter_mut().for_each(|r| r.nats_sequence = Some(100_000));
-        change = workflow.fire(&change.token, &request, now).expect("it may move");
+        change = workflow.fire(&change.token, &request, &by).expect("it may move");
     }
     let json = |value: serde_json::Result<Vec<u8>>| bytes::Bytes::from(value.expect("it is JSON"));
     // What the store adds to an event: an id and the sequence of the one before.

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use circuit_breaker::domain::{NewToken, TransitionDraft, Workflow, WorkflowDraft, WorkflowEvent};
+use circuit_breaker::domain::{
+    Caller, NewToken, TransitionDraft, Workflow, WorkflowDraft, WorkflowEvent,
+};
 use circuit_breaker::storage::WorkflowStorage;
 use circuit_breaker::{SqliteStorage, SqliteStorageConfig};
 use serde_json::{Value, json};
@@ -110,7 +112,6 @@ fn workflow() -> Workflow {
     let draft = WorkflowDraft {
         id: Some("bench".to_owned()),
         name: "Benchmark".to_owned(),
-        description: None,
         places: ["open", "review", "done"].map(str::to_owned).to_vec(),
         transitions: vec![
             transition("submit", "open", "review"),
@@ -118,6 +119,7 @@ fn workflow() -> Workflow {
             transition("finish", "review", "done"),
         ],
         initial_place: "open".to_owned(),
+        ..WorkflowDraft::default()
     };
     Workflow::check(draft, chrono::Utc::now()).expect("the definition is right")
 }
@@ -146,7 +148,7 @@ async fn fill(path: &Path, count: usize) -> Vec<Uuid> {
             for number in (writer..count).step_by(WRITERS) {
                 let new = NewToken { data: data(number), ..NewToken::default() };
                 let id = Uuid::new_v4();
-                let change = workflow.create_token(new, id, chrono::Utc::now());
+                let change = workflow.create_token(new, id, &Caller::anyone(), chrono::Utc::now());
                 let stored = storage.insert_token(change.expect("the place is there")).await;
                 stored.expect("it is stored");
                 if ids.len() < MOVING / WRITERS {

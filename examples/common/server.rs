@@ -1,7 +1,10 @@
 //! A server inside this process, for when there is none.
 
-use circuit_breaker::graphql::CircuitBreakerSchema;
+use std::sync::Arc;
+
+use circuit_breaker::engine::Engine;
 use circuit_breaker::http;
+use circuit_breaker::storage::WorkflowStorage;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -14,15 +17,16 @@ pub struct OwnServer {
 }
 
 impl OwnServer {
-    /// Serves a schema on a free port; gives where.
+    /// Serves a store on a free port; gives where.
     pub fn start(
         runtime: &Runtime,
-        schema: CircuitBreakerSchema,
+        storage: Arc<dyn WorkflowStorage>,
     ) -> std::io::Result<(Self, String)> {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let url = format!("http://{}", listener.local_addr()?);
+        let engine = Arc::new(Engine::new(storage));
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = runtime.spawn(http::serve(listener, http::router(schema), async {
+        let serving = runtime.spawn(http::serve(listener, http::router(engine), async {
             // A sender that is gone is a signal, too.
             drop(stopped.await);
         }));

@@ -12,7 +12,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use circuit_breaker::{NATSStorage, NATSStorageConfig, create_schema_with_nats};
+use circuit_breaker::{NATSStorage, NATSStorageConfig};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -98,8 +98,7 @@ fn connect(runtime: &Runtime) -> Result<(Client, Option<Own>), String> {
     let config =
         NATSStorageConfig { nats_urls: vec![nats.url.clone()], ..NATSStorageConfig::default() };
     let storage = runtime.block_on(NATSStorage::new(config)).map_err(|e| e.to_string())?;
-    let schema = create_schema_with_nats(Arc::new(storage));
-    let (server, url) = OwnServer::start(runtime, schema).map_err(|e| e.to_string())?;
+    let (server, url) = OwnServer::start(runtime, Arc::new(storage)).map_err(|e| e.to_string())?;
     println!("this run has its own server at {url}");
     Ok((Client::new(&url), Some(Own { server, nats })))
 }

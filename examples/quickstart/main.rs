@@ -11,7 +11,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use circuit_breaker::{InMemoryStorage, create_schema_with_storage};
+use circuit_breaker::InMemoryStorage;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -106,8 +106,8 @@ fn connect() -> Result<(Client, Option<(OwnServer, Runtime)>), String> {
     }
     let none_starts = |error: std::io::Error| format!("this run's own server fails: {error}");
     let runtime = Runtime::new().map_err(none_starts)?;
-    let schema = create_schema_with_storage(Arc::new(InMemoryStorage::new()));
-    let (server, url) = OwnServer::start(&runtime, schema).map_err(none_starts)?;
+    let storage = Arc::new(InMemoryStorage::new());
+    let (server, url) = OwnServer::start(&runtime, storage).map_err(none_starts)?;
     println!("this run has its own, in memory");
     Ok((Client::new(&url), Some((server, runtime))))
 }

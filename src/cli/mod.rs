@@ -16,8 +16,8 @@ mod variables;
 
 pub use config::{Backend, Config, ConfigError};
 
+use crate::domain::Caller;
 use crate::engine::Engine;
-use crate::graphql::create_schema;
 use crate::http;
 use crate::storage::WorkflowStorage;
 use crate::storage::memory::InMemoryStorage;
@@ -113,15 +113,20 @@ async fn listen(
         .map_err(|error| format!("LISTEN_ADDR={}: cannot listen there: {error}", config.listen))?;
     let address = listener.local_addr()?;
     tracing::info!("listening on http://{address}, storing in {place}");
-    let schema = create_schema(Arc::clone(&engine));
     let router = if config.metrics {
+        let metered = Arc::clone(&engine);
         let text = move || {
-            let engine = Arc::clone(&engine);
-            Box::pin(async move { metrics::text(&engine.figures().await) }) as Pin<Box<_>>
+            let session = metered.session(Caller::anyone());
+            Box::pin(async move {
+                session
+                    .figures()
+                    .await
+                    .map_or_else(|error| format!("# {error}\n"), |f| metrics::text(&f))
+            }) as Pin<Box<_>>
         };
-        http::router_with_metrics(schema, Arc::new(text))
+        http::router_with_metrics(engine, Arc::new(text))
     } else {
-        http::router(schema)
+        http::router(engine)
     };
     http::serve(listener, router, stop).await;
     Ok(())

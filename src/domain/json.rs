@@ -16,13 +16,12 @@ pub fn merge_patch(target: &mut Value, patch: &Value) {
         *target = Value::Object(serde_json::Map::new());
     }
     let Value::Object(members) = target else { return };
-    for (name, change) in changes {
-        if change.is_null() {
-            // `shift_remove` keeps the order of the members that stay.
-            members.shift_remove(name);
-        } else {
-            merge_patch(members.entry(name.as_str()).or_insert(Value::Null), change);
-        }
+    if changes.values().any(Value::is_null) {
+        // In one go: to take out one member moves all that come after it.
+        members.retain(|name, _| !changes.get(name).is_some_and(Value::is_null));
+    }
+    for (name, change) in changes.iter().filter(|(_, change)| !change.is_null()) {
+        merge_patch(members.entry(name.as_str()).or_insert(Value::Null), change);
     }
 }
 

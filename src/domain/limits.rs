@@ -19,6 +19,13 @@ pub const TRANSITIONS_MAX: usize = 1_000;
 /// Conditions of one transition: `&&` joins more.
 pub const CONDITIONS_MAX: usize = 16;
 
+/// Members that one transition accepts: far more than a form has.
+pub const ACCEPTS_MAX: usize = 256;
+
+/// Steps that all conditions take for one request together: a loop over 10,000 small objects with one
+/// comparison takes about 135,000, a comparison without a loop about 10. A million take 50 to 100 ms.
+pub const STEPS_MAX: i64 = 4_000_000;
+
 /// Bytes of one condition: bounds the time that its parser takes, 36 ms at worst.
 pub const CONDITION_BYTES_MAX: usize = 4 * 1024;
 
@@ -66,3 +73,6 @@ pub const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How often a move is decided anew when others move the token in between. At each try at least
 /// one of the racers succeeds, so this many racers of one token all get through.
 pub const COMMIT_ATTEMPTS_MAX: usize = 64;
+
+/// Bytes that the values of one answer may take in memory, roughly.
+pub const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -3,19 +3,26 @@
 //! Everything here is a calculation: no I/O, no async, no clock, no randomness. Time and random
 //! bytes come in as arguments.
 
+mod caller;
 mod change;
 pub mod condition;
+mod decision;
 mod definition;
 mod event;
 mod id;
 mod json;
 pub mod limits;
+#[cfg(test)]
+mod samples;
+mod steps;
 mod token;
 
-pub use change::{Cause, Change, CreateError, MoveError, MoveRequest, NewToken};
+pub use caller::Caller;
+pub use change::{Cause, Change, CreateError, MoveRequest, NewToken};
+pub use decision::{Blocker, Deciding, Explanation, MoveError, TooCostly};
 pub use definition::{
-    Problem, ProblemKind, TransitionDefinition, TransitionDraft, Workflow, WorkflowDefinition,
-    WorkflowDraft,
+    PlaceSettings, PlaceSettingsDraft, Problem, ProblemKind, SoundnessCode, SoundnessWarning,
+    TransitionDefinition, TransitionDraft, Workflow, WorkflowDefinition, WorkflowDraft,
 };
 pub use event::{EventKind, WorkflowEvent};
 pub use id::{
@@ -23,4 +30,5 @@ pub use id::{
     workflow_hash,
 };
 pub use json::{depth_exceeds, merge_patch};
+pub use steps::Steps;
 pub use token::{HistoryEvent, Token, TokenMetadata, TransitionRecord};

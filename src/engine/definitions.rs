@@ -113,20 +113,19 @@ mod tests {
         let condition = "token.data.amount > 1000 || input.role == 'director'";
         let transition = |n: usize| TransitionDraft {
             id: format!("t{n}"),
-            name: None,
-            description: None,
             from_places: vec!["a".to_owned()],
             to_place: "b".to_owned(),
             conditions: vec![condition.to_owned(); 4],
+            ..TransitionDraft::default()
         };
         let count = ALL_CONDITIONS_BYTES_MAX / condition.len() / 4;
         let draft = WorkflowDraft {
             id: Some("w".to_owned()),
             name: "w".to_owned(),
-            description: None,
             places: vec!["a".to_owned(), "b".to_owned()],
             initial_place: "a".to_owned(),
             transitions: (0..count).map(transition).collect(),
+            ..WorkflowDraft::default()
         };
         let check = move || Workflow::check(draft, chrono::DateTime::UNIX_EPOCH);
         let thread = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES).spawn(check);

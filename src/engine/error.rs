@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::domain::{CreateError, MoveError, PlaceId, Problem, WorkflowId};
+use crate::domain::{CreateError, MoveError, PlaceId, Problem, TooCostly, WorkflowId};
 use crate::storage::StorageError;
 
 /// Why a request was not done. Nothing has changed, except where
@@ -63,6 +63,9 @@ pub enum EngineError {
     /// The domain refuses the move.
     #[error(transparent)]
     Move(#[from] MoveError),
+    /// The budget of the request is too small for its conditions.
+    #[error(transparent)]
+    TooCostly(#[from] TooCostly),
     /// Others moved the token again and again in between.
     #[error(
         "token {token} was moved by others during each of {attempts} attempts; look where it is and try again"
@@ -85,7 +88,7 @@ pub enum EngineError {
     },
     /// A list has more than an answer may hold.
     #[error(
-        "there are more than {rows} rows or {bytes} bytes in this answer; ask for fewer, and read tokens page by page with tokenConnection"
+        "there are more than {rows} rows or {bytes} bytes in this answer; ask for fewer, and read page by page: tokens with tokenConnection, workflows with workflowConnection"
     )]
     ResultTooLarge {
         /// The most rows.

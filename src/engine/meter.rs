@@ -6,71 +6,142 @@ use std::time::Instant;
 use super::EngineError;
 use crate::storage::{Figure, FigureKind, StorageError};
 
-/// Writes by what they are.
+/// What can be asked of the engine.
 #[derive(Debug, Clone, Copy)]
-pub enum Operation {
+pub enum Verb {
     CreateWorkflow,
     CreateToken,
     Fire,
+    AvailableTransitions,
+    ExplainTransitions,
+    Token,
+    MessageTime,
+    Tokens,
+    TokenPage,
+    TokenHistory,
+    Workflow,
+    Workflows,
+    WorkflowPage,
+    Health,
+    Figures,
 }
 
-/// What came of a write: `done`, `refused` for a reason that the client can do something about, or
-/// `failed` for want of the store.
-const OUTCOMES: [&str; 3] = ["done", "refused", "failed"];
+/// Their names, in their order; the first ones write.
+const NAMES: [&str; 15] = [
+    "create_workflow",
+    "create_token",
+    "fire",
+    "available_transitions",
+    "explain_transitions",
+    "token",
+    "message_time",
+    "tokens",
+    "token_page",
+    "token_history",
+    "workflow",
+    "workflows",
+    "workflow_page",
+    "health",
+    "figures",
+];
+const WRITES: usize = 3;
 
-/// How often each came of one operation, and what it took in all.
+impl Verb {
+    /// As figures and spans name it.
+    pub fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
+/// What came of it: `done`, `refused` for a reason that the client can do something about, `failed` for
+/// want of the store, or `left`: whoever asked did not wait for the end. What was left may be done.
+const OUTCOMES: [&str; 4] = ["done", "refused", "failed", "left"];
+
+/// How often each came of one verb, and what it took in all.
 #[derive(Debug, Default)]
 struct Counts {
-    outcomes: [AtomicU64; 3],
+    outcomes: [AtomicU64; OUTCOMES.len()],
     micros: AtomicU64,
 }
 
 /// Counts since the start of the process.
 #[derive(Debug, Default)]
 pub struct Meter {
-    operations: [Counts; 3],
+    verbs: [Counts; NAMES.len()],
 }
 
-const NAMES: [&str; 3] = ["create_workflow", "create_token", "fire"];
+/// Something that is under way. It is counted at its end, however it ends.
+pub struct Metered<'a> {
+    counts: &'a Counts,
+    begun: Instant,
+    outcome: usize,
+}
 
-impl Meter {
-    /// Notes a write that began at `begun` and has ended.
-    pub fn note<T>(&self, operation: Operation, begun: Instant, outcome: &Result<T, EngineError>) {
-        let counts = &self.operations[operation as usize];
-        let outcome = match outcome {
+impl Metered<'_> {
+    /// It has ended.
+    pub fn end<T>(mut self, outcome: &Result<T, EngineError>) {
+        self.outcome = match outcome {
             Ok(_) => 0,
             Err(EngineError::Storage(StorageError::TooLarge { .. })) => 1,
             Err(EngineError::Storage(_) | EngineError::Defect { .. }) => 2,
             Err(_) => 1,
         };
-        counts.outcomes[outcome].fetch_add(1, Ordering::Relaxed);
-        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        counts.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Metered<'_> {
+    fn drop(&mut self) {
+        self.counts.outcomes[self.outcome].fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.counts.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Meter {
+    /// Something begins.
+    pub fn begin(&self, verb: Verb) -> Metered<'_> {
+        let left = OUTCOMES.len() - 1;
+        Metered { counts: &self.verbs[verb as usize], begun: Instant::now(), outcome: left }
     }
 
     /// The figures so far.
     pub fn figures(&self) -> Vec<Figure> {
+        let (writes, reads) = (0..WRITES, WRITES..NAMES.len());
         let mut figures = Vec::new();
-        for (name, counts) in NAMES.iter().zip(&self.operations) {
-            for (outcome, count) in OUTCOMES.iter().zip(&counts.outcomes) {
-                figures.push(Figure {
-                    name: "writes_total",
-                    labels: format!("operation=\"{name}\",outcome=\"{outcome}\""),
-                    meaning: "Writes since the start, by what came of them.",
-                    kind: FigureKind::Counter,
-                    value: count.load(Ordering::Relaxed) as f64,
-                });
-            }
-        }
-        for (name, counts) in NAMES.iter().zip(&self.operations) {
-            figures.push(Figure {
-                name: "write_seconds_total",
-                labels: format!("operation=\"{name}\""),
-                meaning: "Time that these writes took in all, in seconds.",
-                kind: FigureKind::Counter,
-                value: counts.micros.load(Ordering::Relaxed) as f64 / 1e6,
-            });
+        for (verbs, counted, timed) in
+            [(writes, COUNTED_WRITES, TIMED_WRITES), (reads, COUNTED_READS, TIMED_READS)]
+        {
+            figures.extend(verbs.clone().flat_map(|verb| self.counted(verb, counted)));
+            figures.extend(verbs.map(|verb| self.timed(verb, timed)));
         }
         figures
     }
+
+    fn counted(&self, verb: usize, (name, meaning): Named) -> impl Iterator<Item = Figure> {
+        OUTCOMES.iter().zip(&self.verbs[verb].outcomes).map(move |(outcome, count)| Figure {
+            name,
+            labels: format!("operation=\"{}\",outcome=\"{outcome}\"", NAMES[verb]),
+            meaning,
+            kind: FigureKind::Counter,
+            value: count.load(Ordering::Relaxed) as f64,
+        })
+    }
+
+    fn timed(&self, verb: usize, (name, meaning): Named) -> Figure {
+        Figure {
+            name,
+            labels: format!("operation=\"{}\"", NAMES[verb]),
+            meaning,
+            kind: FigureKind::Counter,
+            value: self.verbs[verb].micros.load(Ordering::Relaxed) as f64 / 1e6,
+        }
+    }
 }
+
+type Named = (&'static str, &'static str);
+
+const COUNTED_WRITES: Named = ("writes_total", "Writes since the start, by what came of them.");
+const TIMED_WRITES: Named =
+    ("write_seconds_total", "Time that these writes took in all, in seconds.");
+const COUNTED_READS: Named = ("reads_total", "Reads since the start, by what came of them.");
+const TIMED_READS: Named = ("read_seconds_total", "Time that these reads took in all, in seconds.");

@@ -1,64 +1,40 @@
-//! What one answer may hold in memory.
-
-use std::sync::atomic::{AtomicUsize, Ordering};
+//! What an answer takes out of the budget of its request, which an answer holds in memory until it is
+//! written.
+//!
+//! One row is bounded by the limits on what is stored, but the same row under many aliases is not, nor
+//! are many fields of many rows.
 
 use async_graphql::{Context, Result, SelectionField};
 use serde_json::{Map, Value};
 
 use super::error::answer;
-use crate::domain::limits::LIST_ROWS_MAX;
-use crate::engine::EngineError;
-
-/// Bytes that the values of one answer may take in memory, roughly.
-const ANSWER_BYTES_MAX: usize = 128 << 20;
+use crate::engine::Session;
 
 /// Bytes that one field of an answer takes: its name, its value, its place in a map.
 const FIELD_BYTES: usize = 96;
 
-/// Counts down while an answer grows. One row is bounded by the limits on what is stored, but the
-/// same row under many aliases is not, nor are many fields of many rows.
-#[derive(Debug)]
-pub struct AnswerBudget {
-    left: AtomicUsize,
+/// The session of the request that is being answered.
+pub fn session<'a>(ctx: &Context<'a>) -> &'a Session {
+    ctx.data_unchecked()
 }
 
-impl Default for AnswerBudget {
-    fn default() -> Self {
-        Self { left: AtomicUsize::new(ANSWER_BYTES_MAX) }
-    }
+/// Takes out what a JSON value will need.
+pub fn charge_json(ctx: &Context<'_>, value: &Value) -> Result<()> {
+    charge(ctx, size(value))
 }
 
-impl AnswerBudget {
-    /// The budget of the request that is being answered.
-    pub fn of<'a>(ctx: &Context<'a>) -> &'a Self {
-        ctx.data_unchecked::<Self>()
-    }
+/// Takes out what a JSON object will need.
+pub fn charge_members(ctx: &Context<'_>, members: &Map<String, Value>) -> Result<()> {
+    charge(ctx, members_size(members))
+}
 
-    /// Takes out what a JSON value will need.
-    pub fn charge_json(&self, value: &Value) -> Result<()> {
-        self.charge(size(value))
-    }
+/// Takes out what the selected fields of `rows` rows will need, apart from free JSON.
+pub fn charge_rows(ctx: &Context<'_>, rows: usize) -> Result<()> {
+    charge(ctx, rows.saturating_mul(fields(ctx.field())).saturating_mul(FIELD_BYTES))
+}
 
-    /// Takes out what a JSON object will need.
-    pub fn charge_members(&self, members: &Map<String, Value>) -> Result<()> {
-        self.charge(members_size(members))
-    }
-
-    /// Takes out what the selected fields of `rows` rows will need, apart from free JSON.
-    pub fn charge_rows(&self, ctx: &Context<'_>, rows: usize) -> Result<()> {
-        self.charge(rows.saturating_mul(fields(ctx.field())).saturating_mul(FIELD_BYTES))
-    }
-
-    fn charge(&self, bytes: usize) -> Result<()> {
-        let take = |left: usize| left.checked_sub(bytes);
-        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(answer(EngineError::ResultTooLarge {
-                rows: LIST_ROWS_MAX,
-                bytes: ANSWER_BYTES_MAX,
-            })),
-        }
-    }
+fn charge(ctx: &Context<'_>, bytes: usize) -> Result<()> {
+    session(ctx).charge_answer(bytes).map_err(answer)
 }
 
 /// Selected fields below one field, fragments written out; the guard has bounded them.

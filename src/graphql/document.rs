@@ -4,15 +4,18 @@
 //! is exponential in fragments or quadratic in variables. All here is linear.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use async_graphql::parser::types::{
     BaseType, ExecutableDocument, FragmentDefinition, OperationDefinition, OperationType,
     Selection, SelectionSet, Type,
 };
-use async_graphql::{Name, Positioned, ServerError, Variables};
+use async_graphql::{EmptySubscription, Name, Positioned, Schema, ServerError, Variables};
 use async_graphql_value::{ConstValue, Value};
 
 use super::error::{ErrorCode, refusal};
+use super::mutation::Mutation;
+use super::query::Query;
 
 /// Levels of selected fields, with fragments written out. GraphiQL's introspection has 15.
 const DEPTH_MAX: usize = 24;
@@ -37,21 +40,17 @@ const ARGUMENTS_MAX: usize = 32;
 /// JSON values in the variables, times the uses of variables: each use is checked value by value.
 const VARIABLE_VALUES_MAX: usize = 1_000_000;
 
-/// What may stand in the type of a variable.
-const INPUT_TYPES: [&str; 12] = [
-    "Boolean",
-    "CreateWorkflowInstanceInput",
-    "Float",
-    "ID",
-    "Int",
-    "JSON",
-    "String",
-    "TokenCreateInput",
-    "TransitionDefinitionInput",
-    "TransitionFireInput",
-    "TransitionTokenWithNATSInput",
-    "WorkflowDefinitionInput",
-];
+/// What may stand in the type of a variable: the scalars, and what the schema calls an input or an enum.
+static INPUT_TYPES: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let schema = Schema::build(Query, Mutation, EmptySubscription).finish().sdl();
+    let named = |line: &str| {
+        let (kind, rest) = line.split_once(' ')?;
+        let name = rest.split([' ', '{']).next()?;
+        ["input", "enum", "scalar"].contains(&kind).then(|| name.to_owned())
+    };
+    let built_in = ["Boolean", "Float", "ID", "Int", "String"].map(str::to_owned);
+    schema.lines().filter_map(named).chain(built_in).collect()
+});
 
 /// What executing a document amounts to, whatever its variables.
 #[derive(Debug, Clone, Copy)]
@@ -186,7 +185,7 @@ impl Weigher<'_> {
             self.extra(1)?;
             // The library panics on the default of a list of unknown things.
             let base = base_type(&variable.node.var_type.node);
-            if variable.node.default_value.is_some() && !INPUT_TYPES.contains(&base.as_str()) {
+            if variable.node.default_value.is_some() && !INPUT_TYPES.contains(base.as_str()) {
                 return Err(wrong(format!(
                     "variable {} has the unknown type {base}",
                     variable.node.name.node
@@ -419,6 +418,14 @@ mod tests {
             ("mutation { a b a }".to_owned(), "\"INVALID_INPUT\""),
             ("mutation { a b c: a }".to_owned(), "ok"),
             ("query($v: [Nope] = [1]) { x }".to_owned(), "\"INVALID_INPUT\""),
+            ("query($v: Workflow = {}) { x }".to_owned(), "\"INVALID_INPUT\""),
+            ("query($v: [PlaceSettingsInput!] = [{}]) { x }".to_owned(), "ok"),
+            ("query($v: WorkflowDefinitionInput = {}, $w: JSON = 1) { x }".to_owned(), "ok"),
+            ("query($v: HealthStatus = HEALTHY, $w: Int! = 1) { x }".to_owned(), "ok"),
+            ("query($v: Workflow = {}) { x }".to_owned(), "\"INVALID_INPUT\""),
+            ("query($v: [PlaceSettingsInput!] = [{}]) { x }".to_owned(), "ok"),
+            ("query($v: WorkflowDefinitionInput = {}, $w: JSON = 1) { x }".to_owned(), "ok"),
+            ("query($v: HealthStatus = HEALTHY, $w: Int! = 1) { x }".to_owned(), "ok"),
             (format!("{{ x {} }}", "@skip(if: false) ".repeat(DEFINITIONS_MAX + 1)), "\"QUERY_TOO_COMPLEX\""),
         ] {
             assert_eq!(code(&query), expected, "{}", &query[..query.len().min(80)]);

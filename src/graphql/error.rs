@@ -3,7 +3,7 @@
 use async_graphql::{ErrorExtensionValues, ServerError, Value as GraphqlValue, value};
 use serde_json::{Value, json};
 
-use crate::domain::{CreateError, InvalidId, MoveError};
+use crate::domain::{Blocker, CreateError, InvalidId, MoveError};
 use crate::engine::EngineError;
 use crate::storage::StorageError;
 
@@ -180,6 +180,18 @@ pub fn answer(error: EngineError) -> async_graphql::Error {
             message,
             Some(json!({ "workflowId": workflow, "placeId": place })),
         ),
+        EngineError::Create(CreateError::NotAnEntry {
+            workflow,
+            place,
+            initial_place,
+            entry_places,
+        }) => {
+            let details = json!({
+                "field": "initialPlace", "workflowId": workflow, "placeId": place,
+                "initialPlace": initial_place, "entryPlaces": entry_places,
+            });
+            build(ErrorCode::InvalidInput, message, Some(details))
+        }
         EngineError::Move(error) => refused_move(error, message),
         EngineError::Contended { token, attempts } | EngineError::NoTurn { token, attempts } => {
             build(
@@ -193,6 +205,9 @@ pub fn answer(error: EngineError) -> async_graphql::Error {
             message,
             Some(json!({ "rowsMax": rows, "bytesMax": bytes })),
         ),
+        EngineError::TooCostly(error) => {
+            build(ErrorCode::QueryTooComplex, message, Some(json!({ "stepsMax": error.steps_max })))
+        }
         EngineError::Storage(error) => failed_storage(error, message),
         EngineError::Defect { reason } => from_server_error(defect(&reason)),
     }
@@ -217,20 +232,37 @@ fn refused_move(error: MoveError, message: String) -> async_graphql::Error {
             let details = json!({ "transitionId": transition, "place": place, "fromPlaces": from_places, "mayFire": enabled });
             (ErrorCode::TransitionNotAllowed, details)
         }
-        MoveError::ConditionFalse { transition, condition, .. } => (
-            ErrorCode::ConditionFalse,
-            json!({ "transitionId": transition, "condition": condition }),
-        ),
-        MoveError::ConditionFailed { transition, condition, reason, .. } => {
-            let details =
-                json!({ "transitionId": transition, "condition": condition, "reason": reason });
-            (ErrorCode::ConditionFailed, details)
-        }
-        MoveError::VersionsUsedUp { token } => {
-            (ErrorCode::TransitionNotAllowed, json!({ "tokenId": token }))
+        MoveError::Blocked(blocker) => (blocked(&blocker), blocker_details(*blocker)),
+        MoveError::TooCostly(error) => {
+            (ErrorCode::QueryTooComplex, json!({ "stepsMax": error.steps_max }))
         }
     };
     build(code, message, Some(details))
+}
+
+/// The code of what stands in the way of a transition.
+pub fn blocked(blocker: &Blocker) -> ErrorCode {
+    match blocker {
+        Blocker::NotAccepted { .. } => ErrorCode::InvalidInput,
+        Blocker::ConditionFalse { .. } => ErrorCode::ConditionFalse,
+        Blocker::ConditionFailed { .. } => ErrorCode::ConditionFailed,
+        Blocker::VersionsUsedUp { .. } => ErrorCode::TransitionNotAllowed,
+    }
+}
+
+fn blocker_details(blocker: Blocker) -> Value {
+    match blocker {
+        Blocker::NotAccepted { transition, accepts, others } => {
+            json!({ "transitionId": transition, "accepts": accepts, "others": others })
+        }
+        Blocker::ConditionFalse { transition, condition, values, .. } => {
+            json!({ "transitionId": transition, "condition": condition, "values": values })
+        }
+        Blocker::ConditionFailed { transition, condition, reason, values, .. } => json!({
+            "transitionId": transition, "condition": condition, "reason": reason, "values": values,
+        }),
+        Blocker::VersionsUsedUp { token } => json!({ "tokenId": token }),
+    }
 }
 
 fn failed_storage(error: StorageError, message: String) -> async_graphql::Error {

@@ -1,5 +1,6 @@
 //! Stands before every request, and sees to it that every error has a code.
 
+use std::any::TypeId;
 use std::sync::Arc;
 
 use async_graphql::extensions::{
@@ -10,13 +11,13 @@ use async_graphql::{Request, Response, ServerError, ServerResult};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::budget::AnswerBudget;
 use super::document::{DocumentWeight, check_document, check_variables};
 use super::done::Done;
 use super::error::{ErrorCode, refusal, with_code};
 use super::left_out::leave_out;
 use super::text::check_text;
-use crate::engine::Engine;
+use crate::domain::Caller;
+use crate::engine::{Engine, Session};
 
 /// Bytes of the texts of parsed queries that are kept. What was parsed takes up to 200 times as much.
 const KEPT_TEXT_BYTES_MAX: u64 = 64 * 1024;
@@ -139,7 +140,10 @@ impl Extension for Guard {
         // Some clients send an empty one where there is none.
         request.operation_name = request.operation_name.take().filter(|name| !name.is_empty());
         self.admit(&mut request)?;
-        let request = request.data(self.engine.read_budget()).data(AnswerBudget::default());
+        // One that does not come through HTTP has no session yet.
+        if !request.data.contains_key(&TypeId::of::<Session>()) {
+            request = request.data(self.engine.session(Caller::anyone()));
+        }
         next.run(ctx, request.data(self.done.clone())).await
     }
 }

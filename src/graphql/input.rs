@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::error::{invalid_id, invalid_input};
 use crate::domain::{
-    MoveRequest, NewToken, PlaceId, TokenMetadata, TransitionDraft, TransitionId, WorkflowDraft,
-    WorkflowId, parse_token_id,
+    MoveRequest, NewToken, PlaceId, PlaceSettingsDraft, TokenMetadata, TransitionDraft,
+    TransitionId, WorkflowDraft, WorkflowId, parse_token_id,
 };
 
 pub fn workflow_id(field: &str, value: String) -> Result<WorkflowId> {
@@ -27,7 +27,7 @@ fn transition_id(value: String) -> Result<TransitionId> {
 }
 
 /// Null counts as nothing given, so that a token's data is never null.
-fn given(value: Option<Json<Value>>) -> Option<Value> {
+pub fn given(value: Option<Json<Value>>) -> Option<Value> {
     value.map(|Json(value)| value).filter(|value| !value.is_null())
 }
 
@@ -57,6 +57,20 @@ pub struct WorkflowDefinitionInput {
     places: Vec<String>,
     transitions: Vec<TransitionDefinitionInput>,
     initial_place: String,
+    /// Where createToken may put a token, beside initialPlace. Absent: anywhere.
+    entry_places: Option<Vec<String>>,
+    place_settings: Option<Vec<PlaceSettingsInput>>,
+}
+
+/// What is known of a place, for people and programs; no move depends on it.
+#[derive(InputObject)]
+pub struct PlaceSettingsInput {
+    place: String,
+    /// What people read.
+    name: Option<String>,
+    description: Option<String>,
+    /// Any JSON object.
+    metadata: Option<Json<Value>>,
 }
 
 /// A transition as a client defines it.
@@ -65,10 +79,15 @@ pub struct TransitionDefinitionInput {
     id: String,
     name: Option<String>,
     description: Option<String>,
+    /// Names of places, or `*` alone: every place but exceptPlaces and toPlace, written out when stored.
     from_places: Vec<String>,
+    /// With fromPlaces ["*"]: every place but these and toPlace.
+    except_places: Option<Vec<String>>,
     to_place: String,
-    /// CEL expressions over `token` and `input` that must all be true.
+    /// CEL expressions over `token`, `input`, `next`, `now` and `caller` that must all be true.
     conditions: Option<Vec<String>>,
+    /// The members of `data` that a caller may write. Absent: all.
+    accepts: Option<Vec<String>>,
 }
 
 impl WorkflowDefinitionInput {
@@ -84,7 +103,26 @@ impl WorkflowDefinitionInput {
                 .map(TransitionDefinitionInput::into_draft)
                 .collect(),
             initial_place: self.initial_place,
+            entry_places: self.entry_places,
+            place_settings: self
+                .place_settings
+                .unwrap_or_default()
+                .into_iter()
+                .map(PlaceSettingsInput::into_draft)
+                .collect::<Result<_>>()?,
         })
+    }
+}
+
+impl PlaceSettingsInput {
+    fn into_draft(self) -> Result<PlaceSettingsDraft> {
+        let Self { place, name, description, metadata } = self;
+        let metadata = match given(metadata) {
+            None => None,
+            Some(Value::Object(members)) => Some(members),
+            Some(_) => return Err(invalid_input("placeSettings.metadata", "use a JSON object")),
+        };
+        Ok(PlaceSettingsDraft { place, name, description, metadata })
     }
 }
 
@@ -95,8 +133,10 @@ impl TransitionDefinitionInput {
             name: self.name,
             description: self.description,
             from_places: self.from_places,
+            except_places: self.except_places.unwrap_or_default(),
             to_place: self.to_place,
             conditions: self.conditions.unwrap_or_default(),
+            accepts: self.accepts,
         }
     }
 }

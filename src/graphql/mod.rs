@@ -8,6 +8,7 @@ mod budget;
 mod document;
 mod done;
 mod error;
+mod explain;
 pub mod guard;
 mod input;
 mod left_out;
@@ -52,6 +53,5 @@ pub enum StorageBackend {
 pub fn create_schema(engine: Arc<Engine>) -> CircuitBreakerSchema {
     Schema::build(Query, Mutation, EmptySubscription)
         .extension(guard::Guard::new(Arc::clone(&engine)))
-        .data(engine)
         .finish()
 }

@@ -1,9 +1,8 @@
 //! What can be changed.
 
-use std::sync::Arc;
-
 use async_graphql::{Context, Object, Result};
 
+use super::budget::session;
 use super::done::Done;
 use super::error::answer;
 use super::input::{
@@ -11,14 +10,10 @@ use super::input::{
     TransitionTokenWithNatsInput, WorkflowDefinitionInput,
 };
 use super::types::{NatsToken, Token, Workflow};
-use crate::engine::{Engine, EngineError};
+use crate::engine::EngineError;
 
 /// Writes. An answer without an error is on disk; the fields of one request are done in their order, and those before one that fails stay.
 pub struct Mutation;
-
-fn engine<'a>(ctx: &Context<'a>) -> &'a Engine {
-    ctx.data_unchecked::<Arc<Engine>>()
-}
 
 #[Object]
 impl Mutation {
@@ -28,7 +23,7 @@ impl Mutation {
         ctx: &Context<'_>,
         input: WorkflowDefinitionInput,
     ) -> Result<Workflow> {
-        let workflow = engine(ctx).create_workflow(input.into_draft()?).await.map_err(answer)?;
+        let workflow = session(ctx).create_workflow(input.into_draft()?).await.map_err(answer)?;
         Done::record(ctx);
         Ok(Workflow(workflow.definition().clone()))
     }
@@ -36,7 +31,7 @@ impl Mutation {
     /// Creates a token.
     async fn create_token(&self, ctx: &Context<'_>, input: TokenCreateInput) -> Result<Token> {
         let (workflow, id, request) = input.into_request()?;
-        let created = engine(ctx).create_token(&workflow, id, request).await.map_err(answer)?;
+        let created = session(ctx).create_token(&workflow, id, request).await.map_err(answer)?;
         Done::record(ctx);
         Ok(Token(created))
     }
@@ -48,7 +43,7 @@ impl Mutation {
         input: TransitionFireInput,
     ) -> Result<Token> {
         let (token, request) = input.into_request()?;
-        let moved = engine(ctx).fire(token, request).await.map_err(answer)?;
+        let moved = session(ctx).fire(token, request).await.map_err(answer)?;
         Done::record(ctx);
         Ok(Token(moved))
     }
@@ -67,7 +62,7 @@ impl Mutation {
             }
             other => other,
         };
-        let created = engine(ctx).create_token(&workflow, id, request).await;
+        let created = session(ctx).create_token(&workflow, id, request).await;
         let created = created.map_err(|error| answer(named(error)))?;
         Done::record(ctx);
         Ok(created.into())
@@ -80,7 +75,7 @@ impl Mutation {
         input: TransitionTokenWithNatsInput,
     ) -> Result<NatsToken> {
         let (token, request) = input.into_request()?;
-        let moved = engine(ctx).fire(token, request).await.map_err(answer)?;
+        let moved = session(ctx).fire(token, request).await.map_err(answer)?;
         Done::record(ctx);
         Ok(moved.into())
     }

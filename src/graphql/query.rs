@@ -1,28 +1,21 @@
 //! What can be asked.
 
-use std::sync::Arc;
+use async_graphql::{Context, Json, Object, Result};
+use serde_json::Value;
 
-use async_graphql::{Context, Object, Result};
-
-use super::budget::AnswerBudget;
+use super::budget::{charge_json, charge_rows, session};
 use super::error::{answer, invalid_input};
-use super::input::{place_id, token_id, workflow_id};
+use super::explain::TransitionExplanation;
+use super::input::{given, place_id, token_id, workflow_id};
 use super::types::{
     Health, NatsToken, Token, TokenConnection, Transition, TransitionRecordConnection, Workflow,
+    WorkflowConnection,
 };
-use crate::engine::{Engine, ReadBudget, TokenPageRequest};
+use crate::engine::TokenPageRequest;
 use crate::storage::{Sequence, StoredToken};
 
 /// Reads. Whatever was acknowledged before, every one of them shows.
 pub struct Query;
-
-fn engine<'a>(ctx: &Context<'a>) -> &'a Engine {
-    ctx.data_unchecked::<Arc<Engine>>()
-}
-
-fn reads<'a>(ctx: &Context<'a>) -> &'a ReadBudget {
-    ctx.data_unchecked::<ReadBudget>()
-}
 
 fn page_size(first: i32) -> usize {
     // What is out of range, the engine names.
@@ -39,7 +32,7 @@ fn after(cursor: Option<String>) -> Result<Option<Sequence>> {
 }
 
 fn rows(ctx: &Context<'_>, tokens: Vec<StoredToken>) -> Result<Vec<StoredToken>> {
-    AnswerBudget::of(ctx).charge_rows(ctx, tokens.len())?;
+    charge_rows(ctx, tokens.len())?;
     Ok(tokens)
 }
 
@@ -47,7 +40,7 @@ fn rows(ctx: &Context<'_>, tokens: Vec<StoredToken>) -> Result<Vec<StoredToken>>
 impl Query {
     /// A token by id, with where it stands in NATS. Null where there is none.
     async fn nats_token(&self, ctx: &Context<'_>, id: String) -> Result<Option<NatsToken>> {
-        let token = engine(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
+        let token = session(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
         Ok(token.map(NatsToken::from))
     }
 
@@ -59,8 +52,7 @@ impl Query {
         #[graphql(name = "placeId")] place: String,
     ) -> Result<Vec<NatsToken>> {
         let (workflow, place) = (workflow_id("workflowId", workflow)?, place_id("placeId", place)?);
-        let tokens =
-            engine(ctx).tokens_in_place(workflow, place, reads(ctx)).await.map_err(answer)?;
+        let tokens = session(ctx).tokens_in_place(workflow, place).await.map_err(answer)?;
         Ok(rows(ctx, tokens)?.into_iter().map(NatsToken::from).collect())
     }
 
@@ -73,13 +65,13 @@ impl Query {
     ) -> Result<Option<NatsToken>> {
         let (workflow, token) =
             (workflow_id("workflowId", workflow)?, token_id("tokenId", &token)?);
-        let token = engine(ctx).token_of(&workflow, token).await.map_err(answer)?;
+        let token = session(ctx).token_of(&workflow, token).await.map_err(answer)?;
         Ok(token.map(NatsToken::from))
     }
 
     /// A token by id. Null where there is none.
     async fn token(&self, ctx: &Context<'_>, id: String) -> Result<Option<Token>> {
-        let token = engine(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
+        let token = session(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
         Ok(token.map(Token))
     }
 
@@ -90,7 +82,7 @@ impl Query {
         #[graphql(name = "workflowId")] workflow: Option<String>,
     ) -> Result<Vec<Token>> {
         let workflow = workflow.map(|id| workflow_id("workflowId", id)).transpose()?;
-        let tokens = engine(ctx).tokens(workflow, reads(ctx)).await.map_err(answer)?;
+        let tokens = session(ctx).tokens(workflow).await.map_err(answer)?;
         Ok(rows(ctx, tokens)?.into_iter().map(Token).collect())
     }
 
@@ -109,8 +101,8 @@ impl Query {
             first: page_size(first),
             after: after(cursor)?,
         };
-        let page = engine(ctx).token_page(request, reads(ctx)).await.map_err(answer)?;
-        AnswerBudget::of(ctx).charge_rows(ctx, page.items.len())?;
+        let page = session(ctx).token_page(request).await.map_err(answer)?;
+        charge_rows(ctx, page.items.len())?;
         Ok(page.into())
     }
 
@@ -123,48 +115,73 @@ impl Query {
         #[graphql(name = "after")] cursor: Option<String>,
     ) -> Result<TransitionRecordConnection> {
         let (token, after) = (token_id("tokenId", &token)?, after(cursor)?);
-        let page = engine(ctx)
-            .token_history(token, page_size(first), after, reads(ctx))
-            .await
-            .map_err(answer)?;
-        let budget = AnswerBudget::of(ctx);
-        budget.charge_rows(ctx, page.items.len())?;
+        let page =
+            session(ctx).token_history(token, page_size(first), after).await.map_err(answer)?;
+        charge_rows(ctx, page.items.len())?;
         for data in page.items.iter().filter_map(|stored| stored.event.data.as_ref()) {
-            budget.charge_json(data)?;
+            charge_json(ctx, data)?;
         }
         Ok(page.into())
     }
 
-    /// The transitions that may fire from where the token is now and whose conditions hold.
+    /// The transitions that may fire from where the token is now, with this data, for this caller.
     async fn available_transitions(
         &self,
         ctx: &Context<'_>,
         #[graphql(name = "tokenId")] token: String,
+        data: Option<Json<Value>>,
     ) -> Result<Vec<Transition>> {
-        let transitions = engine(ctx)
-            .available_transitions(token_id("tokenId", &token)?)
-            .await
-            .map_err(answer)?;
-        AnswerBudget::of(ctx).charge_rows(ctx, transitions.len())?;
+        let token = token_id("tokenId", &token)?;
+        let transitions =
+            session(ctx).available_transitions(token, given(data)).await.map_err(answer)?;
+        charge_rows(ctx, transitions.len())?;
         Ok(transitions.into_iter().map(Transition).collect())
+    }
+
+    /// Every transition that starts where the token is: may it fire with this data, and if not, all the reasons.
+    async fn explain_transitions(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(name = "tokenId")] token: String,
+        data: Option<Json<Value>>,
+    ) -> Result<Vec<TransitionExplanation>> {
+        let token = token_id("tokenId", &token)?;
+        let explained =
+            session(ctx).explain_transitions(token, given(data)).await.map_err(answer)?;
+        charge_rows(ctx, explained.len())?;
+        explained.into_iter().map(|explained| TransitionExplanation::new(ctx, explained)).collect()
     }
 
     /// A workflow by id. Null where there is none.
     async fn workflow(&self, ctx: &Context<'_>, id: String) -> Result<Option<Workflow>> {
-        let workflow = engine(ctx).workflow(&workflow_id("id", id)?).await.map_err(answer)?;
+        let workflow = session(ctx).workflow(&workflow_id("id", id)?).await.map_err(answer)?;
         Ok(workflow.map(Workflow))
     }
 
-    /// All workflows, ordered by id. RESULT_TOO_LARGE above 10,000.
+    /// Workflows by page, by id; `workflows` is RESULT_TOO_LARGE where they are too many and names this one.
+    async fn workflow_connection(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(default = 100)] first: i32,
+        after: Option<String>,
+    ) -> Result<WorkflowConnection> {
+        let rule = "use the endCursor of the page before";
+        let after = after.map(|cursor| cursor.parse().map_err(|_| invalid_input("after", rule)));
+        let page = session(ctx).workflow_page(page_size(first), after.transpose()?).await;
+        let page = page.map_err(answer)?;
+        charge_rows(ctx, page.items.len())?;
+        Ok(page.into())
+    }
+
+    /// All workflows, ordered by id. RESULT_TOO_LARGE above 10,000: page with workflowConnection.
     async fn workflows(&self, ctx: &Context<'_>) -> Result<Vec<Workflow>> {
-        let workflows = engine(ctx).workflows(reads(ctx)).await.map_err(answer)?;
-        AnswerBudget::of(ctx).charge_rows(ctx, workflows.len())?;
+        let workflows = session(ctx).workflows().await.map_err(answer)?;
+        charge_rows(ctx, workflows.len())?;
         Ok(workflows.into_iter().map(Workflow).collect())
     }
 
     /// How the server and its store do.
-    async fn health(&self, ctx: &Context<'_>) -> Health {
-        let (storage, health) = engine(ctx).health().await;
-        Health::new(storage, health)
+    async fn health(&self, ctx: &Context<'_>) -> Result<Health> {
+        Ok(session(ctx).health().await.map_err(answer)?.into())
     }
 }

@@ -1,15 +1,14 @@
 //! What the schema shows of tokens, workflows and their history.
 
-use std::sync::Arc;
-
 use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, SimpleObject};
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::budget::AnswerBudget;
+use super::budget::{charge_json, charge_members, charge_rows, session};
+use super::error::answer;
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
-use crate::engine::Engine;
-use crate::storage::{Page, Sequence, StorageHealth, StoredEvent, StoredToken};
+use crate::engine;
+use crate::storage::{Page, Sequence, StoredEvent, StoredToken};
 
 /// RFC 3339 in UTC with microseconds.
 fn time(time: DateTime<Utc>) -> String {
@@ -40,6 +39,25 @@ impl Workflow {
     async fn initial_place(&self) -> &str {
         &self.0.initial_place
     }
+    /// Where createToken may put a token, initialPlace among them.
+    async fn entry_places(&self) -> Vec<&str> {
+        let entries = self.0.places.iter().filter(|place| self.0.is_entry(place));
+        entries.map(|place| place.as_str()).collect()
+    }
+    /// Where a token is completed: the places that no transition leaves.
+    async fn final_places(&self) -> Vec<&str> {
+        self.0.final_places().map(|place| place.as_str()).collect()
+    }
+    async fn place_settings(&self) -> Vec<PlaceSettings<'_>> {
+        self.0.place_settings.iter().map(PlaceSettings).collect()
+    }
+    /// What the graph shows to be odd; it is stored all the same. At most 100.
+    async fn warnings(&self, ctx: &Context<'_>) -> Result<Vec<SoundnessWarning>> {
+        session(ctx).pay_steps(self.0.edges()).map_err(answer)?;
+        let warnings = self.0.warnings();
+        charge_rows(ctx, warnings.len())?;
+        Ok(warnings.into_iter().map(SoundnessWarning::from).collect())
+    }
     async fn created_at(&self) -> String {
         time(self.0.created_at)
     }
@@ -69,9 +87,70 @@ impl Transition {
     async fn to_place(&self) -> &str {
         &self.0.to_place
     }
-    /// CEL expressions over the token; all must hold.
+    /// CEL expressions; all must hold.
     async fn conditions(&self) -> &[String] {
         &self.0.conditions
+    }
+    /// The members of `data` that a caller may write. Null: all.
+    async fn accepts(&self) -> Option<&[String]> {
+        self.0.accepts.as_deref()
+    }
+}
+
+/// What is known of a place.
+pub struct PlaceSettings<'a>(&'a domain::PlaceSettings);
+
+#[Object]
+impl PlaceSettings<'_> {
+    async fn place(&self) -> &str {
+        &self.0.place
+    }
+    /// What people read.
+    async fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+    async fn description(&self) -> Option<&str> {
+        self.0.description.as_deref()
+    }
+    async fn metadata(&self, ctx: &Context<'_>) -> Result<Option<Json<&Map<String, Value>>>> {
+        if let Some(metadata) = &self.0.metadata {
+            charge_members(ctx, metadata)?;
+        }
+        Ok(self.0.metadata.as_ref().map(Json))
+    }
+}
+
+/// Something odd about the graph of a workflow.
+#[derive(SimpleObject)]
+pub struct SoundnessWarning {
+    code: SoundnessCode,
+    message: String,
+    /// The places and transitions that show it, in order.
+    path: Vec<String>,
+}
+
+/// What can be odd about a graph.
+#[derive(Enum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SoundnessCode {
+    /// No path leads to a place from where tokens begin.
+    UnreachablePlace,
+    /// A transition starts only where no token can come.
+    DeadTransition,
+    /// A token that comes to a place can never be completed.
+    NoWayOut,
+    /// Transitions that fire by themselves lead in a circle. There are none of these yet.
+    AutomaticCircle,
+}
+
+impl From<domain::SoundnessWarning> for SoundnessWarning {
+    fn from(warning: domain::SoundnessWarning) -> Self {
+        let domain::SoundnessWarning { code, message, path } = warning;
+        let code = match code {
+            domain::SoundnessCode::UnreachablePlace => SoundnessCode::UnreachablePlace,
+            domain::SoundnessCode::DeadTransition => SoundnessCode::DeadTransition,
+            domain::SoundnessCode::NoWayOut => SoundnessCode::NoWayOut,
+        };
+        Self { code, message, path }
     }
 }
 
@@ -90,11 +169,11 @@ impl Token {
         &self.0.token.place
     }
     async fn data(&self, ctx: &Context<'_>) -> Result<Json<&Value>> {
-        AnswerBudget::of(ctx).charge_json(&self.0.token.data)?;
+        charge_json(ctx, &self.0.token.data)?;
         Ok(Json(&self.0.token.data))
     }
     async fn metadata(&self, ctx: &Context<'_>) -> Result<Json<&domain::TokenMetadata>> {
-        AnswerBudget::of(ctx).charge_members(&self.0.token.metadata)?;
+        charge_members(ctx, &self.0.token.metadata)?;
         Ok(Json(&self.0.token.metadata))
     }
     async fn created_at(&self) -> String {
@@ -159,9 +238,8 @@ impl NatsFields {
     /// Time of the token's current message, to the nanosecond. In the answer to a mutation it is null if
     /// it could not be read any more, such as after the token has moved on.
     async fn nats_timestamp(&self, ctx: &Context<'_>) -> Option<String> {
-        let engine = ctx.data_unchecked::<Arc<Engine>>();
         // The write is done; an error here would say that it was not.
-        let time = engine.message_time(&self.0).await.unwrap_or_else(|error| {
+        let time = session(ctx).message_time(&self.0).await.unwrap_or_else(|error| {
             tracing::debug!(error = %error, "the time of a message could not be read");
             None
         });
@@ -220,6 +298,20 @@ pub struct TokenEdge {
     node: NatsToken,
 }
 
+/// Workflows by page, by id.
+#[derive(SimpleObject)]
+pub struct WorkflowConnection {
+    edges: Vec<WorkflowEdge>,
+    page_info: PageInfo,
+}
+
+/// A workflow and its place in the list.
+#[derive(SimpleObject)]
+pub struct WorkflowEdge {
+    cursor: String,
+    node: Workflow,
+}
+
 /// Transitions of a token by page, newest first.
 #[derive(SimpleObject)]
 pub struct TransitionRecordConnection {
@@ -249,6 +341,20 @@ impl From<Page<StoredToken>> for TokenConnection {
         let edge = |stored: StoredToken| TokenEdge {
             cursor: cursor(stored.revision),
             node: stored.into(),
+        };
+        Self {
+            page_info: PageInfo { has_next_page: page.more, end_cursor },
+            edges: page.items.into_iter().map(edge).collect(),
+        }
+    }
+}
+
+impl From<Page<domain::WorkflowDefinition>> for WorkflowConnection {
+    fn from(page: Page<domain::WorkflowDefinition>) -> Self {
+        let end_cursor = page.items.last().map(|definition| definition.id.to_string());
+        let edge = |definition: domain::WorkflowDefinition| WorkflowEdge {
+            cursor: definition.id.to_string(),
+            node: Workflow(definition),
         };
         Self {
             page_info: PageInfo { has_next_page: page.more, end_cursor },
@@ -301,14 +407,13 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
-impl Health {
-    /// Health as the engine tells it.
-    pub fn new(storage: &str, health: StorageHealth) -> Self {
-        let (status, detail) = match health {
-            StorageHealth::Healthy => (HealthStatus::Healthy, None),
-            StorageHealth::Degraded(detail) => (HealthStatus::Degraded, Some(detail)),
-            StorageHealth::Unhealthy(detail) => (HealthStatus::Unhealthy, Some(detail)),
+impl From<engine::Health> for Health {
+    fn from(health: engine::Health) -> Self {
+        let status = match health.status {
+            engine::HealthStatus::Healthy => HealthStatus::Healthy,
+            engine::HealthStatus::Degraded => HealthStatus::Degraded,
+            engine::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
         };
-        Self { status, storage: storage.to_owned(), detail }
+        Self { status, storage: health.storage.to_owned(), detail: health.detail }
     }
 }

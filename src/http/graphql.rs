@@ -16,6 +16,8 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::error::Elapsed;
 
+use super::router::Served;
+use crate::engine::{Caller, Session};
 use crate::graphql::{CircuitBreakerSchema, ErrorCode, defect, guard, refusal};
 
 /// Bytes of a request's body: a token of the largest size, with room for escapes, or a batch.
@@ -77,11 +79,9 @@ impl IntoResponse for Refused {
 /// Executes a request or a batch of them, one after the other.
 ///
 /// Only with a JSON content type, which no web page of another origin can send unasked.
-pub async fn post(
-    State(schema): State<CircuitBreakerSchema>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
+pub async fn post(State(served): State<Served>, headers: HeaderMap, body: Body) -> Response {
+    let session = served.engine.session(Caller::anyone());
+    let _waiting = session.waiting();
     let (body, _place) = match read(&headers, body).await {
         Ok(read) => read,
         Err(refused) => return refused.into_response(),
@@ -90,11 +90,13 @@ pub async fn post(
     let Ok(_turn) = turn(body.len()).await else { return busy().into_response() };
     match parse(&body) {
         Err(refused) => refused.into_response(),
-        Ok(Batch::Single(request)) => json(StatusCode::OK, &execute(&schema, *request).await),
+        Ok(Batch::Single(request)) => {
+            json(StatusCode::OK, &execute(&served.schema, &session, *request).await)
+        }
         Ok(Batch::Many(requests)) => {
             let mut answers = Vec::with_capacity(requests.len());
             for request in requests {
-                answers.push(execute(&schema, request).await);
+                answers.push(execute(&served.schema, &session, request).await);
             }
             json(StatusCode::OK, &answers)
         }
@@ -103,15 +105,17 @@ pub async fn post(
 
 /// Executes a query from the URL.
 pub async fn get(
-    State(schema): State<CircuitBreakerSchema>,
+    State(served): State<Served>,
     url: Uri,
     parameters: Result<Query<GetParameters>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
+    let session = served.engine.session(Caller::anyone());
+    let _waiting = session.waiting();
     // Before anything is parsed, as what is parsed takes far more memory than the text.
     let bytes = url.query().map_or(0, str::len);
     let Ok(_turn) = turn(bytes).await else { return busy().into_response() };
     match query(parameters.map(|Query(parameters)| parameters).map_err(|error| error.body_text())) {
-        Ok(request) => json(StatusCode::OK, &execute(&schema, request).await),
+        Ok(request) => json(StatusCode::OK, &execute(&served.schema, &session, request).await),
         Err(refused) => refused.into_response(),
     }
 }
@@ -291,7 +295,9 @@ fn parse(body: &[u8]) -> Result<Batch, Refused> {
 }
 
 /// Executes one request: in bounded time, and with an answer even if a defect makes it panic.
-async fn execute(schema: &CircuitBreakerSchema, request: Request) -> Answer {
+/// Executes a request of a session; all members of a batch are of one.
+async fn execute(schema: &CircuitBreakerSchema, session: &Session, request: Request) -> Answer {
+    let request = request.data(session.clone());
     let execution = AssertUnwindSafe(schema.execute(request)).catch_unwind();
     match tokio::time::timeout(EXECUTION_TIME_MAX, execution).await {
         Ok(Ok(answer)) => answer,

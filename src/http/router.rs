@@ -11,7 +11,8 @@ use axum::routing::get;
 use serde_json::json;
 
 use super::graphql;
-use crate::graphql::CircuitBreakerSchema;
+use crate::engine::{Caller, Engine, HealthStatus};
+use crate::graphql::{CircuitBreakerSchema, create_schema};
 
 /// GraphiQL and what it is made of, as its makers publish it; see `src/http/graphiql/README.md`.
 const PAGE: &str = include_str!("graphiql/index.html");
@@ -30,9 +31,16 @@ const ASSETS: [(&str, &str, &[u8]); 5] = [
 /// Gives the text of `/metrics`.
 pub type Metrics = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
 
-/// All paths over one schema, and `/metrics`.
-pub fn router_with_metrics(schema: CircuitBreakerSchema, metrics: Metrics) -> Router {
-    router(schema).route(
+/// What all paths share.
+#[derive(Clone)]
+pub struct Served {
+    pub engine: Arc<Engine>,
+    pub schema: CircuitBreakerSchema,
+}
+
+/// All paths over one engine, and `/metrics`.
+pub fn router_with_metrics(engine: Arc<Engine>, metrics: Metrics) -> Router {
+    router(engine).route(
         "/metrics",
         get(move || async move {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
@@ -41,8 +49,9 @@ pub fn router_with_metrics(schema: CircuitBreakerSchema, metrics: Metrics) -> Ro
     )
 }
 
-/// All paths over one schema.
-pub fn router(schema: CircuitBreakerSchema) -> Router {
+/// All paths over one engine.
+pub fn router(engine: Arc<Engine>) -> Router {
+    let schema = create_schema(Arc::clone(&engine));
     let sdl: Arc<str> = schema.sdl().into();
     let mut router = Router::new()
         .route("/graphql", get(graphql::get).post(graphql::post))
@@ -57,15 +66,25 @@ pub fn router(schema: CircuitBreakerSchema) -> Router {
         let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")];
         router = router.route(path, get(move || async move { (headers, bytes) }));
     }
-    router.fallback(not_found).with_state(schema)
+    router.fallback(not_found).with_state(Served { engine, schema })
 }
 
 /// 200 while reads and writes work, else 503; which of the two stands in the body, too.
-async fn ready(State(schema): State<CircuitBreakerSchema>) -> Response {
-    let answer = schema.execute("{ health { status storage detail } }").await;
-    let health = answer.data.into_json().unwrap_or_default()["health"].take();
-    let ready = answer.errors.is_empty() && health["status"] != "UNHEALTHY";
-    json_answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &health)
+async fn ready(State(served): State<Served>) -> Response {
+    let (status, body) = match served.engine.session(Caller::anyone()).health().await {
+        Ok(health) => {
+            let body = json!({
+                "status": health.status.as_str(), "storage": health.storage, "detail": health.detail,
+            });
+            (health.status, body)
+        }
+        Err(error) => {
+            let status = HealthStatus::Unhealthy;
+            (status, json!({ "status": status.as_str(), "detail": error.to_string() }))
+        }
+    };
+    let ready = status != HealthStatus::Unhealthy;
+    json_answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }
 
 async fn not_found() -> Response {

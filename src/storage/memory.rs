@@ -367,7 +367,7 @@ impl WorkflowStorage for InMemoryStorage {
                     return Err(StorageError::ForeignCursor { cursor, token: token.id });
                 }
                 Some(_) => {}
-                None => return Ok(Page { items: Vec::new(), more: false, bytes: 0 }),
+                None => return Ok(Page::empty()),
             }
         }
         let moves = state.moves.get(&token.id);

@@ -77,12 +77,19 @@ pub struct Page<T> {
     pub more: bool,
     /// Bytes of the items in their stored form.
     pub bytes: usize,
+    /// Records that were read for it, its items among them.
+    pub read: usize,
 }
 
 impl<T> Page<T> {
+    /// One without items, after which nothing comes.
+    pub(crate) fn empty() -> Self {
+        Page { items: Vec::new(), more: false, bytes: 0, read: 0 }
+    }
+
     /// Takes items, each with its bytes, until the limit is reached.
     pub(crate) fn collect(items: impl Iterator<Item = (T, usize)>, limit: PageLimit) -> Self {
-        let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+        let mut page = Self::empty();
         for (item, bytes) in items {
             if !page.has_room(bytes, limit) {
                 page.more = true;
@@ -102,6 +109,7 @@ impl<T> Page<T> {
     pub(crate) fn push(&mut self, item: T, bytes: usize) {
         self.items.push(item);
         self.bytes += bytes;
+        self.read += 1;
     }
 }
 

@@ -214,7 +214,8 @@ mod case {
     pub async fn a_condition_that_is_false_is_named(api: Api) {
         let condition = "token.data.amount < 100";
         let input = guarded(&api, condition, json!({ "amount": 100 })).await;
-        let details = json!({ "transitionId": "submit", "condition": condition });
+        let values = json!({ "token.data.amount": 100 });
+        let details = json!({ "transitionId": "submit", "condition": condition, "values": values });
         let message = api.refused(FIRE, input, "CONDITION_FALSE", details).await;
         assert!(
             message.starts_with(
@@ -228,7 +229,7 @@ mod case {
         let condition = "token.data.approved_by == 'me'";
         let input = guarded(&api, condition, json!({ "amount": 100 })).await;
         let reason = "No such key: approved_by";
-        let details = json!({ "transitionId": "submit", "condition": condition, "reason": reason });
+        let details = json!({ "transitionId": "submit", "condition": condition, "reason": reason, "values": {} });
         let message = api.refused(FIRE, input, "CONDITION_FAILED", details).await;
         assert!(message.contains(condition) && message.ends_with(reason), "{message}");
     }

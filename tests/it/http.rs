@@ -194,12 +194,12 @@ fn what_is_not_http_does_not_hurt() {
 #[test]
 fn a_store_that_does_not_work_makes_the_server_not_ready() {
     let storage = std::sync::Arc::new(circuit_breaker::InMemoryStorage::new());
-    let schema = circuit_breaker::create_schema_with_storage(storage.clone());
+    let engine = std::sync::Arc::new(circuit_breaker::engine::Engine::new(storage.clone()));
     let runtime = crate::support::runtime();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let client = Client::new(&listener.local_addr().unwrap().to_string());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = runtime.spawn(circuit_breaker::http::serve(listener, router(schema), async {
+    let serving = runtime.spawn(circuit_breaker::http::serve(listener, router(engine), async {
         drop(stopped.await);
     }));
     assert_eq!(client.get("/health/ready").0, 200);

@@ -5,6 +5,7 @@
 mod api;
 mod api_errors;
 mod api_input_errors;
+mod api_may;
 mod bad_input;
 mod bombs;
 mod command_line;

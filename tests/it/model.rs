@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Utc};
-use circuit_breaker::domain::{MoveRequest, NewToken, WorkflowDraft};
-use circuit_breaker::engine::{Engine, EngineError, TokenPageRequest, World};
+use circuit_breaker::domain::{Caller, MoveRequest, NewToken, WorkflowDraft};
+use circuit_breaker::engine::{Engine, EngineError, Session, TokenPageRequest, World};
 use circuit_breaker::storage::{Sequence, StoredToken};
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -33,15 +33,17 @@ impl World for Listed {
 
 struct Subject {
     world: Arc<Listed>,
-    engine: Engine,
+    engine: Arc<Engine>,
     store: TestStorage,
 }
 
 impl Subject {
     fn new(backend: Backend) -> Self {
         let (store, world) = (backend.open(), Arc::new(Listed(AtomicU64::new(0))));
-        let engine =
-            Engine::with_world(Arc::clone(&store.storage), Arc::clone(&world) as Arc<dyn World>);
+        let engine = Arc::new(Engine::with_world(
+            Arc::clone(&store.storage),
+            Arc::clone(&world) as Arc<dyn World>,
+        ));
         Self { world, engine, store }
     }
 }
@@ -135,7 +137,7 @@ fn operation(random: &mut Rng, tokens: &[Uuid]) -> Operation {
 
 /// Does one operation and tells all of the answer that does not depend on the backend.
 async fn perform(subject: &Subject, operation: Operation) -> Result<String, EngineError> {
-    let engine = &subject.engine;
+    let engine = &subject.engine.session(Caller::anyone());
     let shown = |stored: StoredToken| format!("{:?}", without_place_on_bus(&stored.token));
     match operation {
         Operation::CreateWorkflow(draft) => {
@@ -154,14 +156,13 @@ async fn perform(subject: &Subject, operation: Operation) -> Result<String, Engi
             Ok(format!("{:?}", engine.token_of(&workflow_id(&workflow), token).await?.map(shown)))
         }
         Operation::Available { token } => {
-            Ok(format!("{:?}", engine.available_transitions(token).await?))
+            Ok(format!("{:?}", engine.available_transitions(token, None).await?))
         }
         Operation::List { workflow, place, first } => list(engine, workflow, place, first).await,
         Operation::History { token, first } => {
             let (mut text, mut before) = (String::new(), None::<Sequence>);
             loop {
-                let page =
-                    engine.token_history(token, first, before, &engine.read_budget()).await?;
+                let page = engine.token_history(token, first, before).await?;
                 before = page.items.last().map(|stored| stored.sequence);
                 text += &format!(
                     "{:?} {}\n",
@@ -184,7 +185,7 @@ async fn perform(subject: &Subject, operation: Operation) -> Result<String, Engi
 }
 
 async fn list(
-    engine: &Engine,
+    engine: &Session,
     workflow: Option<String>,
     place: Option<String>,
     first: usize,
@@ -197,7 +198,7 @@ async fn list(
             first,
             after,
         };
-        let page = engine.token_page(request, &engine.read_budget()).await?;
+        let page = engine.token_page(request).await?;
         after = page.items.last().map(|stored| stored.revision);
         text += &format!(
             "{:?} {}\n",
@@ -252,7 +253,7 @@ async fn reopen(subject: &mut Subject) {
         None => open_sqlite(&subject.store.folder.as_ref().unwrap().path().join("test.db")),
     };
     let world = Arc::clone(&subject.world) as Arc<dyn World>;
-    subject.engine = Engine::with_world(Arc::clone(&subject.store.storage), world);
+    subject.engine = Arc::new(Engine::with_world(Arc::clone(&subject.store.storage), world));
 }
 
 #[test]

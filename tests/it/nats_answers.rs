@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use circuit_breaker::domain::{Workflow, WorkflowEvent};
+use circuit_breaker::domain::{Caller, Workflow, WorkflowEvent};
 use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
 use circuit_breaker::{NATSStorage, NATSStorageConfig, NATSStorageOptions};
 use futures_util::StreamExt;
@@ -378,7 +378,8 @@ fn what_was_refused_is_looked_for_only_where_it_can_be() {
         move_to_and_fro(&hasty, &workflow, old, 1).await;
         let mut heard = bus.subscribe("$JS.API.STREAM.MSG.GET.>").await;
         for (id, storage) in [(busy, &*one), (busy, &other), (old, &*one), (old, &other)] {
-            let again = workflow.create_token(Default::default(), id, now()).unwrap();
+            let again =
+                workflow.create_token(Default::default(), id, &Caller::anyone(), now()).unwrap();
             let error = storage.insert_token(again).await.unwrap_err();
             assert!(matches!(error, StorageError::TokenExists { .. }), "{error}");
             let asked = so_far(&bus, &mut heard, "$JS.API.STREAM.MSG.GET.marker").await;

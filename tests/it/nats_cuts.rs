@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use circuit_breaker::NATSStorage;
-use circuit_breaker::domain::{EventKind, Workflow, WorkflowEvent, WorkflowId};
+use circuit_breaker::domain::{Caller, EventKind, Workflow, WorkflowEvent, WorkflowId};
 use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
 use serde_json::json;
 use tokio::time::Instant;
@@ -17,7 +17,9 @@ use uuid::Uuid;
 use crate::nats_bus::{Bus, Raw, STREAM};
 use crate::nats_proxy::{Cut, Proxy};
 use crate::nats_server::NatsServer;
-use crate::support::{fired, move_request, new_token, now, review_workflow, runtime, workflow_id};
+use crate::support::{
+    decided, fired, move_request, new_token, now, review_workflow, runtime, workflow_id,
+};
 
 const ALL: PageLimit = PageLimit { rows: 10_000, bytes: 1 << 30 };
 
@@ -360,7 +362,7 @@ async fn fire(
     let mut request = move_request(transition);
     request.data = Some(json!({ "by": transition, "none": null }));
     request.triggered_by = Some("Zoë".to_owned());
-    let change = workflow.fire(&stored.token, &request, now()).unwrap();
+    let change = decided(workflow, &stored.token, &request).unwrap();
     storage.commit(stored.revision, change).await.unwrap()
 }
 
@@ -393,7 +395,7 @@ cuts! {
         let mut new = circuit_breaker::domain::NewToken::default();
         new.place = Some("done".parse().unwrap());
         new.data = json!({});
-        let change = workflow.create_token(new, Uuid::new_v4(), now()).unwrap();
+        let change = workflow.create_token(new, Uuid::new_v4(), &Caller::anyone(), now()).unwrap();
         storage.insert_token(change).await.unwrap();
     };
     a_completion_that_was_cut_is_mended: async |storage, workflow, tokens| {
@@ -513,10 +515,10 @@ fn a_store_of_the_first_version_is_read_and_goes_on() {
             let found = storage.load_token(id, None).await.unwrap().unwrap();
             assert_eq!((found.token.version, found.token.place.as_str()), (2, "review"));
             // Its id is not one that was made here, so it has got a pointer.
-            let subjects: Vec<_> =
-                bus.subjects("cb.tokens.*").await.into_iter().map(|(subject, _)| subject).collect();
-            assert_eq!(subjects, [format!("cb.tokens.{id}")]);
-            let again = workflow.create_token(Default::default(), id, now()).unwrap();
+            let pointers = bus.subjects("cb.tokens.*").await;
+            assert!(pointers.into_iter().map(|(name, _)| name).eq([format!("cb.tokens.{id}")]));
+            let by = Caller::anyone();
+            let again = workflow.create_token(Default::default(), id, &by, now()).unwrap();
             assert!(matches!(
                 storage.insert_token(again).await,
                 Err(StorageError::TokenExists { .. })

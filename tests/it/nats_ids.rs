@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use circuit_breaker::NATSStorage;
 use circuit_breaker::domain::{
-    Change, NewToken, Workflow, WorkflowEvent, WorkflowId, new_token_id, workflow_hash,
+    Caller, Change, NewToken, Workflow, WorkflowEvent, WorkflowId, new_token_id, workflow_hash,
 };
 use circuit_breaker::storage::{
     PageLimit, StorageError, StorageHealth, TokenScope, WorkflowStorage,
@@ -28,7 +28,9 @@ async fn define(storage: &NATSStorage, id: &str) -> Workflow {
 }
 
 fn creation(workflow: &str, id: Uuid) -> Change {
-    review_workflow(workflow).create_token(NewToken::default(), id, now()).unwrap()
+    review_workflow(workflow)
+        .create_token(NewToken::default(), id, &Caller::anyone(), now())
+        .unwrap()
 }
 
 /// An id such as the engine makes for a workflow.
@@ -304,7 +306,8 @@ fn a_pointer_ages_with_its_token() {
         assert_eq!(ages(chosen).await, Some(Some("604800s".to_owned())));
         assert_eq!(ages(made).await, None, "it needs none");
         let request = NewToken { place: Some("done".parse().unwrap()), ..NewToken::default() };
-        let born_done = workflow.create_token(request, Uuid::new_v4(), now()).unwrap();
+        let born_done =
+            workflow.create_token(request, Uuid::new_v4(), &Caller::anyone(), now()).unwrap();
         let id = born_done.token.id;
         storage.insert_token(born_done).await.unwrap();
         assert_eq!(ages(id).await, Some(Some("604800s".to_owned())));

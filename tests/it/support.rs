@@ -7,9 +7,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use async_graphql::Request;
+use circuit_breaker::domain::limits::STEPS_MAX;
 use circuit_breaker::domain::{
-    Change, MoveRequest, NewToken, Token, TransitionDraft, Workflow, WorkflowDefinition,
-    WorkflowDraft, WorkflowId,
+    Caller, Change, Deciding, MoveError, MoveRequest, NewToken, Steps, Token, TransitionDraft,
+    Workflow, WorkflowDefinition, WorkflowDraft, WorkflowId,
 };
 use circuit_breaker::graphql::CircuitBreakerSchema;
 use circuit_breaker::storage::{PageLimit, StoredEvent, StoredToken, TokenScope, WorkflowStorage};
@@ -133,7 +134,6 @@ pub fn review_draft(id: &str) -> WorkflowDraft {
     WorkflowDraft {
         id: Some(id.to_owned()),
         name: "Document review".to_owned(),
-        description: None,
         places: ["draft", "review", "done"].map(str::to_owned).to_vec(),
         transitions: vec![
             transition("submit", &["draft"], "review"),
@@ -142,6 +142,7 @@ pub fn review_draft(id: &str) -> WorkflowDraft {
             transition("edit", &["draft"], "draft"),
         ],
         initial_place: "draft".to_owned(),
+        ..WorkflowDraft::default()
     }
 }
 
@@ -156,11 +157,32 @@ pub fn now() -> chrono::DateTime<chrono::Utc> {
 pub fn new_token(workflow: &Workflow, data: Value) -> Change {
     let request = NewToken { data, triggered_by: Some("tester".to_owned()), ..NewToken::default() };
     let id: [u8; 16] = std::array::from_fn(|_| fastrand::u8(..));
-    workflow.create_token(request, uuid::Builder::from_random_bytes(id).into_uuid(), now()).unwrap()
+    workflow
+        .create_token(
+            request,
+            uuid::Builder::from_random_bytes(id).into_uuid(),
+            &Caller::anyone(),
+            now(),
+        )
+        .unwrap()
 }
 
 pub fn fired(workflow: &Workflow, stored: &StoredToken, transition: &str) -> Change {
-    workflow.fire(&stored.token, &move_request(transition), now()).unwrap()
+    decided(workflow, &stored.token, &move_request(transition)).unwrap()
+}
+
+/// The decision on a request of somebody.
+pub fn decided(
+    workflow: &Workflow,
+    token: &Token,
+    request: &MoveRequest,
+) -> Result<Change, MoveError> {
+    let steps = Arc::new(Steps::new(STEPS_MAX));
+    workflow.fire(
+        token,
+        request,
+        &Deciding { caller: &Caller::anyone(), now: now(), steps: &steps },
+    )
 }
 
 pub fn move_request(transition: &str) -> MoveRequest {

@@ -18,7 +18,9 @@ use cel::common::value::{CowVal, Val};
 use cel::{ExecutionError, Value as CelValue};
 use serde_json::{Map, Value};
 
+use super::numbers::equal;
 use super::price::{pay, pay_or_fail, text_bytes};
+use crate::domain::caller::Caller;
 use crate::domain::token::Token;
 
 /// Bytes of text that one step compares.
@@ -59,6 +61,17 @@ pub fn token_value(token: &Token) -> Box<dyn Val + '_> {
         ("metadata", Box::new(Object::new(Members::Json(&token.metadata)))),
         ("created_at", Box::new(CelTimestamp::from(token.created_at.fixed_offset()))),
         ("updated_at", Box::new(CelTimestamp::from(token.updated_at.fixed_offset()))),
+    ];
+    Box::new(Object::new(Members::Made(members)))
+}
+
+/// A caller, lent: an object with `id`, `roles` and `claims`.
+pub fn caller_value(caller: &Caller) -> Box<dyn Val + '_> {
+    let role = |role: &'_ String| Box::new(CelString::from(role.clone())) as Box<dyn Val + '_>;
+    let members: Vec<(&str, Box<dyn Val + '_>)> = vec![
+        ("id", Box::new(CelString::from(caller.id.as_str()))),
+        ("roles", Box::new(List::of(caller.roles.iter().map(role).collect()))),
+        ("claims", Box::new(Object::new(Members::Json(&caller.claims)))),
     ];
     Box::new(Object::new(Members::Made(members)))
 }
@@ -135,7 +148,7 @@ impl<'a> Val for List<'a> {
         let mut others = others.iter();
         self.items().iter().all(|item| {
             let paid = pay(1 + text_bytes(item.as_ref()) / BYTES_PER_STEP);
-            others.next().is_some_and(|other| paid && item.equals(other))
+            others.next().is_some_and(|other| paid && equal(item.as_ref(), other))
         })
     }
     fn clone_as_boxed<'v>(&self) -> Box<dyn Val + 'v>
@@ -157,7 +170,7 @@ impl Container for List<'_> {
         let steps = 1 + text_bytes(wanted) / BYTES_PER_STEP;
         for item in self.items() {
             pay_or_fail(steps)?;
-            if item.equals(wanted) {
+            if equal(item.as_ref(), wanted) {
                 return Ok(true);
             }
         }
@@ -305,7 +318,8 @@ impl<'a> Val for Object<'a> {
             let paid = pay(2 + text_bytes(name.as_ref()) / BYTES_PER_STEP);
             match (self.get(name.as_ref()), others.get(name.as_ref())) {
                 (Ok(mine), Ok(theirs)) if paid => {
-                    pay(text_bytes(mine.as_ref()) / BYTES_PER_STEP) && mine.equals(theirs.as_ref())
+                    pay(text_bytes(mine.as_ref()) / BYTES_PER_STEP)
+                        && equal(mine.as_ref(), theirs.as_ref())
                 }
                 _ => false,
             }

@@ -7,25 +7,29 @@
 //! condition on the same data always comes to the same verdict: steps are counted, not time.
 
 mod json;
+mod looks;
+mod numbers;
 mod parse;
 mod price;
+mod sense;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::IdedExpr;
+use cel::common::types::CelTimestamp;
 use cel::{Context, ExecutionError, Value as CelValue};
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use self::json::{token_value, value};
+use self::json::{caller_value, token_value, value};
+use self::looks::Look;
+use super::caller::Caller;
+use super::steps::Steps;
 use super::token::Token;
 
 /// Stack that [`Condition::parse`] needs, with a wide margin: it was measured to use 0.3 MiB in a
 /// release build, of what `parse` lets through.
 pub const PARSER_STACK_BYTES: usize = 16 << 20;
-
-/// Steps of one evaluation. A loop over 10,000 small objects with one comparison takes about
-/// 135,000, a comparison without a loop about 10.
-const STEPS_MAX: i64 = 1_000_000;
 
 /// Characters of the evaluator's message that are passed on; it may quote data.
 const MESSAGE_CHARS_MAX: usize = 200;
@@ -37,7 +41,8 @@ pub struct Condition {
     expression: IdedExpr,
     /// Nodes of the expression: what one evaluation costs without its loops.
     nodes: usize,
-    loops: bool,
+    /// The values that it names.
+    looks: Vec<Look>,
 }
 
 /// What came of a condition.
@@ -49,16 +54,31 @@ pub enum Verdict {
     False,
     /// It could not be evaluated, for the reason given.
     Failed(String),
+    /// The steps of the request were not enough for it.
+    TooCostly,
 }
 
 impl Condition {
-    /// Parses a condition; an error says what is wrong and where.
+    /// Parses a condition of a new definition; an error says what is wrong and where. One that can never be
+    /// evaluated is wrong, too.
     ///
     /// Call it on a thread with [`PARSER_STACK_BYTES`] of stack.
+    pub fn parse_new(source: &str) -> Result<Self, String> {
+        let parsed = parse::parse(source)?;
+        sense::check(&parsed.expression)?;
+        Ok(Self::of(source, parsed))
+    }
+
+    /// The same for one that is stored, maybe since a time when its sense was not looked at.
     pub fn parse(source: &str) -> Result<Self, String> {
-        let parse::Parsed { mut expression, nodes, loops } = parse::parse(source)?;
+        Ok(Self::of(source, parse::parse(source)?))
+    }
+
+    fn of(source: &str, parsed: parse::Parsed) -> Self {
+        let parse::Parsed { mut expression, nodes } = parsed;
+        let looks = looks::looks(&expression);
         price::price(&mut expression);
-        Ok(Self { source: source.to_owned(), expression, nodes, loops })
+        Self { source: source.to_owned(), expression, nodes, looks }
     }
 
     /// The condition as it was written.
@@ -66,9 +86,10 @@ impl Condition {
         &self.source
     }
 
-    /// Whether it goes through a list, so that its time depends on the data.
-    pub fn loops(&self) -> bool {
-        self.loops
+    /// The values that it looks at where they are there, by their text, such as `next.amount`; those
+    /// that are long are left out.
+    pub fn values(&self, seen: &Seen<'_>) -> Map<String, Value> {
+        self.looks.iter().filter_map(|look| look.value(seen)).collect()
     }
 
     /// About how many bytes it takes in memory.
@@ -78,31 +99,57 @@ impl Condition {
     }
 }
 
-/// What conditions see: `token` as it is, and `input`, the data of the request.
+/// What conditions see.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The token as it is before the move.
+    pub token: &'a Token,
+    /// The data of the request; an object without members where there is none.
+    pub input: Option<&'a Value>,
+    /// The data of the token as it will be.
+    pub next: &'a Value,
+    /// The time of the decision.
+    pub now: DateTime<Utc>,
+    /// Who asks.
+    pub caller: &'a Caller,
+}
+
+impl<'a> Seen<'a> {
+    /// The data of the request.
+    fn input(&self) -> &'a Value {
+        static NONE: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+        self.input.unwrap_or(&NONE)
+    }
+}
+
+/// The values that conditions see, lent to the evaluator.
 pub struct Scope<'a> {
     context: Context<'a, 'a>,
 }
 
 impl<'a> Scope<'a> {
-    /// Lends a token and a request's data; `input` is an object without members where there is none.
-    pub fn new(token: &'a Token, input: Option<&'a Value>) -> Self {
+    /// Lends what is to be seen.
+    pub fn new(seen: &Seen<'a>) -> Self {
         static ROOT: LazyLock<Context<'static, 'static>> = LazyLock::new(price::root_context);
         let root: &'a Context<'a, 'a> = &ROOT;
         let mut context = root.new_inner_scope();
-        context.add_variable_as_val("token", token_value(token));
-        static NONE: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
-        context.add_variable_as_val("input", value(input.unwrap_or(&NONE)));
+        context.add_variable_as_val("token", token_value(seen.token));
+        context.add_variable_as_val("input", value(seen.input()));
+        context.add_variable_as_val("next", value(seen.next));
+        context.add_variable_as_val("now", Box::new(CelTimestamp::from(seen.now.fixed_offset())));
+        context.add_variable_as_val("caller", caller_value(seen.caller));
         Self { context }
     }
 
-    /// Evaluates a condition. Anything but true and false, and anything too costly, is a failure.
-    pub fn evaluate(&self, condition: &Condition) -> Verdict {
-        price::fill(STEPS_MAX);
-        price::pay(condition.nodes);
-        let outcome = CelValue::resolve(&condition.expression, &self.context);
+    /// Evaluates a condition on the steps of a request. Anything but true and false is a failure.
+    pub fn evaluate(&self, condition: &Condition, steps: &Arc<Steps>) -> Verdict {
+        let (outcome, enough) = price::with_steps(steps, || {
+            price::pay(condition.nodes);
+            CelValue::resolve(&condition.expression, &self.context)
+        });
         // First, as `||` may have swallowed the error.
-        if price::is_empty() {
-            return Verdict::Failed(format!("it takes more than {STEPS_MAX} steps on this data"));
+        if !enough {
+            return Verdict::TooCostly;
         }
         match outcome {
             Ok(CelValue::Bool(true)) => Verdict::True,

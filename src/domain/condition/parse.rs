@@ -38,7 +38,6 @@ pub const FUNCTIONS: [&str; 20] = [
 pub struct Parsed {
     pub expression: IdedExpr,
     pub nodes: usize,
-    pub loops: bool,
 }
 
 /// Parses a condition, or says what is wrong and, where that is known, in which line and column.
@@ -67,8 +66,8 @@ pub fn parse(source: &str) -> Result<Parsed, String> {
             }
         }
     })?;
-    let (nodes, loops) = bound_expression(&expression)?;
-    Ok(Parsed { expression, nodes, loops })
+    let nodes = bound_expression(&expression)?;
+    Ok(Parsed { expression, nodes })
 }
 
 /// The parser counts columns in bytes from 1; people count characters.
@@ -79,10 +78,10 @@ fn character_position(source: &str, line: usize, byte_column: usize) -> (usize, 
 }
 
 /// Bounds the parsed expression and refuses what could use memory without bound. Gives the number
-/// of its nodes and whether it loops. Goes through it without recursion, as it may be deep.
-fn bound_expression(root: &IdedExpr) -> Result<(usize, bool), String> {
+/// of its nodes. Goes through it without recursion, as it may be deep.
+fn bound_expression(root: &IdedExpr) -> Result<usize, String> {
     let mut waiting = vec![(root, 1_usize, false)];
-    let (mut nodes, mut loops) = (0, false);
+    let mut nodes = 0;
     while let Some((node, depth, in_loop)) = waiting.pop() {
         nodes += 1;
         if depth > EXPRESSION_DEPTH_MAX {
@@ -91,10 +90,9 @@ fn bound_expression(root: &IdedExpr) -> Result<(usize, bool), String> {
             ));
         }
         refuse(&node.expr, in_loop)?;
-        loops |= matches!(node.expr, Expr::Comprehension(_));
         parts(node, &mut |part, in_body| waiting.push((part, depth + 1, in_loop || in_body)));
     }
-    Ok((nodes, loops))
+    Ok(nodes)
 }
 
 fn refuse(expression: &Expr, in_loop: bool) -> Result<(), String> {
@@ -133,7 +131,7 @@ fn is_operator(function: &str) -> bool {
 }
 
 /// Calls `visit` for each direct part of a node, with whether it is evaluated once per round of a loop.
-fn parts<'a>(node: &'a IdedExpr, visit: &mut dyn FnMut(&'a IdedExpr, bool)) {
+pub fn parts<'a>(node: &'a IdedExpr, visit: &mut dyn FnMut(&'a IdedExpr, bool)) {
     match &node.expr {
         Expr::Call(call) => call
             .target

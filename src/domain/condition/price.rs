@@ -1,10 +1,10 @@
-//! Steps: what repeats or copies takes some of a fixed number, and fails when none are left.
+//! Steps: what repeats or copies takes some of those of its request, and fails when none are left.
 //!
 //! The evaluator of `cel` counts nothing itself. So the expression is rewritten once, after it was
 //! parsed: loops, comparisons, sums, calls and list literals go through functions of ours, whose
 //! names begin with `@` so that no client can write them.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, operators};
@@ -13,7 +13,9 @@ use cel::common::value::{CowVal, Val};
 use cel::{Context, Env, ExecutionError};
 
 use super::json::List;
+use super::numbers::{self, wrong_arguments};
 use super::parse::FUNCTIONS;
+use crate::domain::steps::Steps;
 
 /// Bytes of text that one step reads.
 const BYTES_PER_STEP: usize = 16;
@@ -24,28 +26,55 @@ const SUM_BYTES_MAX: usize = 4 * 1024;
 /// Steps of one round of a loop, beside those of its body.
 const STEPS_PER_ROUND: usize = 6;
 
+/// Steps that an evaluation takes from its request at once: it looks as often whether anybody still
+/// waits for it, several times in a millisecond.
+const STEPS_AT_ONCE: i64 = 4_096;
+
 thread_local! {
     // Per thread, as the evaluator hands nothing of ours through. An evaluation never changes
-    // threads: nothing in it awaits. It stays negative once it is used up, whatever `||` does with
-    // the error.
-    static STEPS_LEFT: Cell<i64> = const { Cell::new(0) };
+    // threads: nothing in it awaits.
+    static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
 }
 
-/// Begins an evaluation.
-pub fn fill(steps: i64) {
-    STEPS_LEFT.set(steps);
+/// The evaluation of this thread.
+struct Here {
+    steps: Arc<Steps>,
+    /// Taken from `steps` and not used yet.
+    at_hand: i64,
+    /// There were none left. It stays so, whatever `||` does with the error.
+    used_up: bool,
+}
+
+/// Evaluates on the steps of a request. Gives what came of it, and whether they were enough.
+pub fn with_steps<T>(steps: &Arc<Steps>, evaluate: impl FnOnce() -> T) -> (T, bool) {
+    let here = Here { steps: Arc::clone(steps), at_hand: 0, used_up: false };
+    HERE.set(Some(here));
+    let outcome = evaluate();
+    let here = HERE.take();
+    let enough = here.is_some_and(|here| {
+        here.steps.give_back(here.at_hand);
+        !here.used_up
+    });
+    (outcome, enough)
 }
 
 /// Takes steps; false if there are not that many left.
 pub fn pay(steps: usize) -> bool {
-    let left = STEPS_LEFT.get().saturating_sub(i64::try_from(steps).unwrap_or(i64::MAX));
-    STEPS_LEFT.set(left);
-    left >= 0
+    HERE.with_borrow_mut(|here| here.as_mut().is_some_and(|here| here.pay(steps)))
 }
 
-/// Whether an evaluation asked for more than there was.
-pub fn is_empty() -> bool {
-    STEPS_LEFT.get() < 0
+impl Here {
+    fn pay(&mut self, steps: usize) -> bool {
+        let steps = i64::try_from(steps).unwrap_or(i64::MAX);
+        if self.at_hand < steps && !self.used_up {
+            self.at_hand += self.steps.take_up_to((steps - self.at_hand).max(STEPS_AT_ONCE));
+        }
+        self.used_up |= self.at_hand < steps;
+        if !self.used_up {
+            self.at_hand -= steps;
+        }
+        !self.used_up
+    }
 }
 
 /// Takes steps, or is the error that ends the evaluation.
@@ -69,8 +98,25 @@ pub fn root_context() -> Context<'static, 'static> {
         env.add_overload("@round", "@round", vec![INT_TYPE], round),
         env.add_overload("@read", "@read", vec![DYN_TYPE], read),
         env.add_overload("@list", "@list", vec![DYN_TYPE], list),
-        env.add_overload("@sum", "@sum", vec![DYN_TYPE, DYN_TYPE], sum),
+        env.add_overload("@utc", "@utc", vec![DYN_TYPE], numbers::utc),
     ];
+    type Operator = for<'b, 'v> fn(Vec<CowVal<'b, 'v>>) -> Outcome<'b, 'v>;
+    let operators: [(&str, Operator); 10] = [
+        ("@sum", sum),
+        ("@difference", numbers::difference),
+        ("@product", numbers::product),
+        ("@quotient", numbers::quotient),
+        ("@equals", numbers::equals),
+        ("@not_equals", numbers::not_equals),
+        ("@less", numbers::less),
+        ("@less_equals", numbers::less_equals),
+        ("@greater", numbers::greater),
+        ("@greater_equals", numbers::greater_equals),
+    ];
+    for (name, operator) in operators {
+        let added = env.add_overload(name, name, vec![DYN_TYPE, DYN_TYPE], operator);
+        added.expect("names with @ are free in the standard library");
+    }
     for outcome in added {
         outcome.expect("names with @ are free in the standard library");
     }
@@ -122,6 +168,10 @@ fn sum<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Outcome<'b, 'v> {
         ));
     }
     pay_or_fail(1 + bytes / BYTES_PER_STEP)?;
+    if let Some((left, right)) = numbers::as_fractions(left.as_ref(), right.as_ref()) {
+        let adder = left.as_adder().ok_or_else(wrong_arguments)?;
+        return Ok(CowVal::Owned(adder.add(&right)?.into_owned()));
+    }
     let types = || vec![left.get_type().name().to_owned(), right.get_type().name().to_owned()];
     let adder =
         left.as_adder().ok_or_else(|| ExecutionError::no_such_overload(operators::ADD, types()))?;
@@ -132,14 +182,17 @@ fn only<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Outcome<'b, 'v> {
     arguments.into_iter().next().ok_or_else(wrong_arguments)
 }
 
-fn wrong_arguments() -> ExecutionError {
-    ExecutionError::function_error("condition", "it was rewritten wrongly, a defect")
-}
-
 /// Rewrites a bounded expression in place. Gives the steps of one evaluation without its loops.
 pub fn price(node: &mut IdedExpr) -> usize {
     match &mut node.expr {
-        Expr::Call(call) => price_call(call),
+        Expr::Call(call) => {
+            let is_time = call.func_name == "timestamp";
+            let steps = price_call(call);
+            if is_time {
+                through("@utc", node);
+            }
+            steps
+        }
         Expr::Comprehension(loops) => price_loop(loops),
         Expr::List(list) => {
             let steps = 1 + list.elements.iter_mut().map(price_and_read).sum::<usize>();
@@ -157,15 +210,28 @@ fn price_call(call: &mut CallExpr) -> usize {
         ADD, DIVIDE, EQUALS, GREATER, GREATER_EQUALS, LESS, LESS_EQUALS, MODULO, MULTIPLY,
         NOT_EQUALS, SUBSTRACT,
     };
-    let reads = match call.func_name.as_str() {
-        EQUALS | NOT_EQUALS | LESS | LESS_EQUALS | GREATER | GREATER_EQUALS => true,
-        SUBSTRACT | MULTIPLY | DIVIDE | MODULO => true,
-        ADD => {
-            call.func_name = "@sum".to_owned();
-            false
-        }
-        function => FUNCTIONS.contains(&function),
+    let ours = match call.func_name.as_str() {
+        EQUALS => Some("@equals"),
+        NOT_EQUALS => Some("@not_equals"),
+        LESS => Some("@less"),
+        LESS_EQUALS => Some("@less_equals"),
+        GREATER => Some("@greater"),
+        GREATER_EQUALS => Some("@greater_equals"),
+        SUBSTRACT => Some("@difference"),
+        MULTIPLY => Some("@product"),
+        DIVIDE => Some("@quotient"),
+        ADD => Some("@sum"),
+        _ => None,
     };
+    // A sum pays for what it reads itself.
+    let reads = match call.func_name.as_str() {
+        ADD => false,
+        MODULO => true,
+        function => ours.is_some() || FUNCTIONS.contains(&function),
+    };
+    if let Some(ours) = ours {
+        ours.clone_into(&mut call.func_name);
+    }
     let of_target = call.target.as_deref_mut().map_or(0, price_and_read);
     let of_arguments = call.args.iter_mut().map(if reads { price_and_read } else { price });
     2 + of_target + of_arguments.sum::<usize>()

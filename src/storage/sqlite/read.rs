@@ -178,7 +178,7 @@ pub fn moves(
                 return Err(StorageError::ForeignCursor { cursor, token });
             }
             Some(_) => {}
-            None => return Ok(Page { items: Vec::new(), more: false, bytes: 0 }),
+            None => return Ok(Page::empty()),
         }
     }
     let sql = "SELECT sequence, body FROM events INDEXED BY moves_by_token
@@ -221,7 +221,7 @@ fn page<T: DeserializeOwned, Item>(
     limit: PageLimit,
     item: impl Fn(Sequence, T) -> Item,
 ) -> Result<Page<Item>, StorageError> {
-    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let mut page = Page::empty();
     let mut select = connection.prepare_cached(sql).map_err(|error| read_error(&error))?;
     let mut rows = select.query(parameters).map_err(|error| read_error(&error))?;
     while let Some(row) = rows.next().map_err(|error| read_error(&error))? {

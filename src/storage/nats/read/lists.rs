@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::chain;
+use super::hints::{FEW_MORE, by_subject_max};
 use super::known::Standing;
 use super::reader::{Reader, Run, unavailable};
 use super::scan;
@@ -29,9 +30,6 @@ const LEADER_RUN: usize = 32;
 
 /// Tokens that are read at once by their subjects.
 const TOKENS_AT_ONCE: usize = 32;
-
-/// Tokens that are read by their subjects, beyond twice as many as rows are wanted.
-const FEW_MORE: usize = 64;
 
 /// Messages asked for beyond the rows of a page: departures stand among the tokens for a second.
 const SLACK: usize = 16;
@@ -55,11 +53,10 @@ pub async fn tokens(
     let (is_by_leader, begun) = (!reader.is_only_copy(), reader.epoch.now());
     // Behind a cursor nothing tells how many stand before it.
     let mut are_few = is_by_leader && (after.is_none() || reader.hints.is_small());
-    if is_by_leader && reader.hints.of(filter).says_few() {
+    if is_by_leader && reader.hints.of(filter).says_by_subject(limit.rows) {
         if let Some(page) = by_subject(reader, filter, after, limit, deadline).await? {
             return Ok(page);
         }
-        reader.hints.many(filter, begun);
         are_few = false;
     }
     let (end, run_max) = if is_by_leader {
@@ -71,13 +68,14 @@ pub async fn tokens(
     let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
     // Where each token is in `rows`: one that moves between two runs is seen again.
     let mut places: HashMap<Uuid, usize> = HashMap::new();
-    let (mut count, mut bytes) = (0_usize, 0_usize);
+    let (mut count, mut bytes, mut read) = (0_usize, 0_usize, 0_usize);
     loop {
         let wanted = limit.rows.saturating_sub(count).saturating_add(1 + SLACK);
         let run = scan::tokens(reader, filter, next, wanted.min(run_max), deadline).await?;
         let Some(newest) = run.messages.last() else { break };
         next = newest.sequence + 1;
         let Run { messages, more, .. } = run;
+        read += messages.len();
         let departures = messages.iter().filter(|stored| stored.is_departure()).count();
         all_stay &= departures == 0;
         if are_few && more && (next > end || departures > SLACK) {
@@ -99,7 +97,7 @@ pub async fn tokens(
             (count, bytes) = (count + 1, bytes + size);
         }
         if !more && is_by_leader && all_stay && after.is_none() && count <= FEW_MORE {
-            reader.hints.few(filter, begun);
+            reader.hints.counted(filter, count, false, begun);
         }
         if !more || count > limit.rows || (bytes > limit.bytes && count > 1) {
             break;
@@ -108,7 +106,7 @@ pub async fn tokens(
             return Err(late());
         }
     }
-    Ok(Page::collect(rows.into_iter().flatten(), limit))
+    Ok(Page { read, ..Page::collect(rows.into_iter().flatten(), limit) })
 }
 
 fn late() -> StorageError {
@@ -124,21 +122,28 @@ async fn by_subject(
     limit: PageLimit,
     deadline: Instant,
 ) -> Result<Option<Page<StoredToken>>, StorageError> {
-    let mut tokens = HashSet::new();
+    let (mut tokens, mut subjects, begun) = (HashSet::new(), 0_usize, reader.epoch.now());
     let visited = subjects::visit(&reader.link, filter, |subject, _| {
         tokens.extend(names::parse_token(subject).map(|(workflow, _, id)| (workflow, id)));
+        subjects += 1;
     });
     timeout_at(deadline, visited).await.map_err(|_| late())??;
-    if tokens.len() > limit.rows.saturating_mul(2).saturating_add(FEW_MORE) {
+    if tokens.len() > by_subject_max(limit.rows) {
+        reader.hints.many(filter, begun);
         return Ok(None);
     }
+    let (read, mut there) = (tokens.len(), 0_usize);
     let find = |(workflow, id)| async move { token::find(reader, &workflow, id).await };
     let mut found = stream::iter(tokens).map(find).buffer_unordered(TOKENS_AT_ONCE);
     let mut rows = BTreeMap::new();
     let (mut bytes, mut more) = (0, false);
     while let Some(found) = timeout_at(deadline, found.next()).await.map_err(|_| late())? {
         let Some(Standing { state, .. }) = found? else { continue };
-        if state.sequence < first_after(after) || !names::covers(filter, &state.subject) {
+        if !names::covers(filter, &state.subject) {
+            continue;
+        }
+        there += 1;
+        if state.sequence < first_after(after) {
             continue;
         }
         let size = state.payload.len();
@@ -151,8 +156,9 @@ async fn by_subject(
             (bytes, more) = (bytes - size, true);
         }
     }
+    reader.hints.counted(filter, read, subjects > there, begun);
     let page = Page::collect(rows.into_values(), limit);
-    Ok(Some(Page { more: more || page.more, ..page }))
+    Ok(Some(Page { more: more || page.more, read, ..page }))
 }
 
 /// Events on the subjects that match a filter, in their order.
@@ -165,7 +171,7 @@ pub async fn events(
 ) -> Result<Page<StoredEvent>, StorageError> {
     let deadline = Instant::now() + time_max;
     let mut next = first_after(after);
-    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let mut page = Page::empty();
     loop {
         let wanted = limit.rows.saturating_sub(page.items.len()).saturating_add(1);
         let run = reader.events(filter, next, wanted, deadline).await?;
@@ -196,7 +202,7 @@ pub async fn moves(
     time_max: Duration,
 ) -> Result<Page<StoredEvent>, StorageError> {
     let deadline = Instant::now() + time_max;
-    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let mut page = Page::empty();
     let mut event = newest_before(reader, token, before).await?;
     while let Some(stored) = event {
         let read = stored.event()?;
@@ -255,7 +261,7 @@ pub async fn workflows(
 ) -> Result<Page<WorkflowDefinition>, StorageError> {
     let names = index.all(link).await?;
     let first = after.map_or(0, |after| names.partition_point(|name| name <= after));
-    let mut page = Page { items: Vec::new(), more: false, bytes: 0 };
+    let mut page = Page::empty();
     let wanted = names.iter().skip(first).take(limit.rows.saturating_add(1)).cloned();
     let definition = |name: WorkflowId| async move { reader.definition(&name).await };
     let mut found = stream::iter(wanted).map(definition).buffered(DEFINITIONS_AT_ONCE);

@@ -1,94 +1,27 @@
-//! The definition of a workflow, and everything that can be wrong with one.
+//! Everything that can be wrong with a definition.
 
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::condition::Condition;
-use super::id::{InvalidId, PlaceId, Shown, TransitionId, WorkflowId};
-use super::limits::{
-    ALL_CONDITIONS_BYTES_MAX, CONDITIONS_MAX, DEFINITION_BYTES_MAX, DESCRIPTION_BYTES_MAX,
-    NAME_BYTES_MAX, PLACES_MAX, PROBLEMS_MAX, TRANSITIONS_MAX,
+use serde_json::{Map, Value};
+
+use super::{
+    PlaceSettings, PlaceSettingsDraft, TransitionDefinition, TransitionDraft, Workflow,
+    WorkflowDefinition, WorkflowDraft,
+};
+use crate::domain::condition::Condition;
+use crate::domain::id::{InvalidId, PlaceId, Shown, TransitionId, WorkflowId};
+use crate::domain::json::depth_exceeds;
+use crate::domain::limits::{
+    ACCEPTS_MAX, ALL_CONDITIONS_BYTES_MAX, CONDITIONS_MAX, DEFINITION_BYTES_MAX,
+    DESCRIPTION_BYTES_MAX, JSON_DEPTH_MAX, NAME_BYTES_MAX, PLACES_MAX, PROBLEMS_MAX,
+    TRANSITIONS_MAX,
 };
 
-/// Places and the transitions between them. Its JSON is its stored form on every backend.
-///
-/// It never changes once it is stored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WorkflowDefinition {
-    /// Chosen by the client, or a new UUID.
-    pub id: WorkflowId,
-    /// For people; not empty.
-    pub name: String,
-    /// For people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// Where a token can be; at least one, none twice.
-    pub places: Vec<PlaceId>,
-    /// How a token can move; no id twice.
-    pub transitions: Vec<TransitionDefinition>,
-    /// Where a new token is put unless the client says otherwise; one of `places`.
-    pub initial_place: PlaceId,
-    /// When it was stored.
-    pub created_at: DateTime<Utc>,
-    /// The same, as definitions do not change.
-    pub updated_at: DateTime<Utc>,
-}
-
-/// A way from any of several places to one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TransitionDefinition {
-    /// Unique in its workflow.
-    pub id: TransitionId,
-    /// For people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// For people.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// The token may be in any one of these; at least one.
-    pub from_places: Vec<PlaceId>,
-    /// Where the token goes.
-    pub to_place: PlaceId,
-    /// CEL expressions that must all be true.
-    #[serde(default)]
-    pub conditions: Vec<String>,
-}
-
-/// A definition as a client wrote it, with nothing checked.
-#[derive(Debug, Clone, Default)]
-pub struct WorkflowDraft {
-    /// The id of the workflow; without one the engine makes one.
-    pub id: Option<String>,
-    /// For people.
-    pub name: String,
-    /// For people.
-    pub description: Option<String>,
-    /// Names of places.
-    pub places: Vec<String>,
-    /// Transitions between them.
-    pub transitions: Vec<TransitionDraft>,
-    /// A name out of `places`.
-    pub initial_place: String,
-}
-
-/// A transition as a client wrote it, with nothing checked.
-#[derive(Debug, Clone, Default)]
-pub struct TransitionDraft {
-    /// The id of the transition.
-    pub id: String,
-    /// For people.
-    pub name: Option<String>,
-    /// For people.
-    pub description: Option<String>,
-    /// Names of places.
-    pub from_places: Vec<String>,
-    /// The name of a place.
-    pub to_place: String,
-    /// CEL expressions.
-    pub conditions: Vec<String>,
-}
+/// Stands for every place but those that are left out and the one that the transition leads to.
+const EVERY_PLACE: &str = "*";
 
 /// One thing that is wrong with a definition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -115,118 +48,38 @@ pub enum ProblemKind {
     Empty,
     /// Longer or more than the limit.
     TooLarge,
+    /// Two things that do not go together.
+    Contradiction,
     /// A text holds control characters.
     InvalidText,
     /// A condition is not an expression that can be evaluated.
     InvalidCondition,
 }
 
-/// A definition that holds every rule, with its conditions ready to be evaluated.
-#[derive(Debug)]
-pub struct Workflow {
-    definition: WorkflowDefinition,
-    /// As many as there are transitions, in their order.
-    conditions: Vec<Vec<Condition>>,
-}
-
-impl Workflow {
-    /// Checks a draft and compiles its conditions, or lists all that is wrong with it.
-    ///
-    /// The parser of conditions recurses: call this on a thread with
-    /// [`super::condition::PARSER_STACK_BYTES`] of stack.
-    pub fn check(draft: WorkflowDraft, created_at: DateTime<Utc>) -> Result<Self, Vec<Problem>> {
-        let mut checker = Checker::default();
-        match checker.workflow(draft, created_at) {
-            Some(workflow) if checker.problems.is_empty() => Ok(workflow),
-            _ => Err(checker.problems),
-        }
-    }
-
-    /// Makes a stored definition ready for use, with the same checks and the same need of stack.
-    pub fn load(definition: WorkflowDefinition) -> Result<Self, Vec<Problem>> {
-        let created_at = definition.created_at;
-        Self::check(definition.into_draft(), created_at)
-    }
-
-    /// The definition.
-    pub fn definition(&self) -> &WorkflowDefinition {
-        &self.definition
-    }
-
-    /// About how many bytes it takes in memory.
-    pub fn memory_bytes(&self) -> usize {
-        const NAME_BYTES: usize = 64;
-        let transitions = self.definition.transitions.iter();
-        let names = self.definition.places.len()
-            + transitions.map(|t| 4 + t.from_places.len()).sum::<usize>();
-        let conditions =
-            self.conditions.iter().flatten().map(Condition::memory_bytes).sum::<usize>();
-        1_024 + names * NAME_BYTES + 2 * conditions
-    }
-
-    /// The conditions of the transition at `index` of the definition's transitions.
-    pub(super) fn conditions(&self, index: usize) -> &[Condition] {
-        &self.conditions[index]
-    }
-}
-
-impl WorkflowDefinition {
-    /// Whether `other` defines the same, whenever it was stored.
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.name == other.name
-            && self.description == other.description
-            && self.places == other.places
-            && self.transitions == other.transitions
-            && self.initial_place == other.initial_place
-    }
-
-    /// The places that no transition leads on from: a token there is completed.
-    pub fn final_places(&self) -> impl Iterator<Item = &PlaceId> {
-        let leads_on: HashSet<_> = self.transitions.iter().flat_map(|t| &t.from_places).collect();
-        self.places.iter().filter(move |place| !leads_on.contains(place))
-    }
-
-    fn into_draft(self) -> WorkflowDraft {
-        WorkflowDraft {
-            id: Some(self.id.into()),
-            name: self.name,
-            description: self.description,
-            places: self.places.into_iter().map(String::from).collect(),
-            transitions: self
-                .transitions
-                .into_iter()
-                .map(TransitionDefinition::into_draft)
-                .collect(),
-            initial_place: self.initial_place.into(),
-        }
-    }
-}
-
-impl TransitionDefinition {
-    fn into_draft(self) -> TransitionDraft {
-        TransitionDraft {
-            id: self.id.into(),
-            name: self.name,
-            description: self.description,
-            from_places: self.from_places.into_iter().map(String::from).collect(),
-            to_place: self.to_place.into(),
-            conditions: self.conditions,
-        }
-    }
-}
-
 /// Goes once through a draft, builds the definition and notes every problem on the way.
 ///
 /// A part that is wrong yields `None` and a problem; the walk goes on to find the rest.
 #[derive(Default)]
-struct Checker {
-    problems: Vec<Problem>,
+pub struct Checker {
+    pub problems: Vec<Problem>,
     condition_bytes: usize,
+    /// It is stored already, maybe by an earlier version.
+    is_stored: bool,
+    /// Bytes that `*` stands for.
+    written_out: usize,
 }
 
 impl Checker {
-    fn workflow(&mut self, draft: WorkflowDraft, created_at: DateTime<Utc>) -> Option<Workflow> {
+    /// For one that is stored.
+    pub fn of_stored() -> Self {
+        Self { is_stored: true, ..Self::default() }
+    }
+
+    pub fn workflow(
+        &mut self,
+        draft: WorkflowDraft,
+        created_at: DateTime<Utc>,
+    ) -> Option<Workflow> {
         self.size(&draft);
         let id = self.id("id", WorkflowId::parse(draft.id.unwrap_or_default()));
         self.text("name", &draft.name, NAME_BYTES_MAX);
@@ -240,16 +93,15 @@ impl Checker {
         for (index, place) in draft.places.into_iter().take(PLACES_MAX).enumerate() {
             let field = format!("places[{index}]");
             if !known.insert(place.clone()) {
-                self.add(
-                    ProblemKind::Duplicate,
-                    field,
-                    format!("place {} is listed twice", Shown(&place)),
-                );
+                self.listed_twice(field, &place);
             } else if let Some(place) = self.id(&field, PlaceId::parse(place)) {
                 places.push(place);
             }
         }
         let initial_place = self.place("initialPlace", draft.initial_place, &known);
+        let entries = draft.entry_places;
+        let entry_places = entries.map(|entries| self.places("entryPlaces", entries, &known));
+        let place_settings = self.place_settings(draft.place_settings, &known);
 
         self.count("transitions", draft.transitions.len(), TRANSITIONS_MAX);
         let mut ids = HashSet::new();
@@ -261,7 +113,9 @@ impl Checker {
                 let message = format!("transition {} is defined twice", Shown(&transition.id));
                 self.add(ProblemKind::Duplicate, format!("{field}.id"), message);
             }
-            if let Some((transition, compiled)) = self.transition(&field, transition, &known) {
+            if let Some((transition, compiled)) =
+                self.transition(&field, transition, &known, &places)
+            {
                 transitions.push(transition);
                 conditions.push(compiled);
             }
@@ -273,6 +127,13 @@ impl Checker {
             );
             self.add(ProblemKind::TooLarge, "transitions", message);
         }
+        if self.written_out > DEFINITION_BYTES_MAX {
+            let message = format!(
+                "the places that \"{EVERY_PLACE}\" stands for have {} bytes, at most {DEFINITION_BYTES_MAX} are allowed",
+                self.written_out
+            );
+            self.add(ProblemKind::TooLarge, "transitions", message);
+        }
         let definition = WorkflowDefinition {
             id: id?,
             name: draft.name,
@@ -280,6 +141,8 @@ impl Checker {
             places,
             transitions,
             initial_place: initial_place?,
+            entry_places,
+            place_settings,
             created_at,
             updated_at: created_at,
         };
@@ -291,8 +154,9 @@ impl Checker {
         field: &str,
         draft: TransitionDraft,
         known: &HashSet<String>,
+        places: &[PlaceId],
     ) -> Option<(TransitionDefinition, Vec<Condition>)> {
-        let id = self.id(&format!("{field}.id"), TransitionId::parse(draft.id));
+        let id = self.id(&format!("{field}.id"), TransitionId::parse(draft.id.clone()));
         self.optional_text(&format!("{field}.name"), draft.name.as_deref(), NAME_BYTES_MAX);
         self.optional_text(
             &format!("{field}.description"),
@@ -300,28 +164,7 @@ impl Checker {
             DESCRIPTION_BYTES_MAX,
         );
 
-        let from_field = format!("{field}.fromPlaces");
-        let nothing = draft.from_places.is_empty();
-        self.not_empty(
-            &from_field,
-            nothing,
-            "name at least one place that the token may come from",
-        );
-        self.count(&from_field, draft.from_places.len(), PLACES_MAX);
-        let mut seen = HashSet::new();
-        let mut from_places = Vec::new();
-        for (index, place) in draft.from_places.into_iter().take(PLACES_MAX).enumerate() {
-            let field = format!("{from_field}[{index}]");
-            if !seen.insert(place.clone()) {
-                self.add(
-                    ProblemKind::Duplicate,
-                    field,
-                    format!("place {} is listed twice", Shown(&place)),
-                );
-            } else if let Some(place) = self.place(&field, place, known) {
-                from_places.push(place);
-            }
-        }
+        let from_places = self.starts(field, &draft, known, places);
         let to_place = self.place(&format!("{field}.toPlace"), draft.to_place, known);
 
         let conditions_field = format!("{field}.conditions");
@@ -333,7 +176,12 @@ impl Checker {
             if self.condition_bytes > ALL_CONDITIONS_BYTES_MAX {
                 continue;
             }
-            match Condition::parse(source) {
+            let parsed = if self.is_stored {
+                Condition::parse(source)
+            } else {
+                Condition::parse_new(source)
+            };
+            match parsed {
                 Ok(condition) => compiled.push(condition),
                 Err(message) => {
                     self.add(
@@ -344,6 +192,7 @@ impl Checker {
                 }
             }
         }
+        self.accepts(&format!("{field}.accepts"), draft.accepts.as_deref().unwrap_or_default());
         let definition = TransitionDefinition {
             id: id?,
             name: draft.name,
@@ -351,8 +200,109 @@ impl Checker {
             from_places,
             to_place: to_place?,
             conditions: draft.conditions,
+            accepts: draft.accepts,
         };
         Some((definition, compiled))
+    }
+
+    /// Where a transition starts, with `*` written out.
+    fn starts(
+        &mut self,
+        field: &str,
+        draft: &TransitionDraft,
+        known: &HashSet<String>,
+        places: &[PlaceId],
+    ) -> Vec<PlaceId> {
+        let (from_field, except_field) =
+            (format!("{field}.fromPlaces"), format!("{field}.exceptPlaces"));
+        let nothing = draft.from_places.is_empty();
+        self.not_empty(
+            &from_field,
+            nothing,
+            "name at least one place that the token may come from",
+        );
+        if draft.from_places != [EVERY_PLACE] {
+            if !draft.except_places.is_empty() {
+                let message = format!("it goes with fromPlaces [\"{EVERY_PLACE}\"] alone");
+                self.add(ProblemKind::Contradiction, except_field, message);
+            }
+            return self.places(&from_field, draft.from_places.clone(), known);
+        }
+        let except = self.places(&except_field, draft.except_places.clone(), known);
+        let except: HashSet<_> =
+            except.iter().map(PlaceId::as_str).chain([draft.to_place.as_str()]).collect();
+        let others = places.iter().filter(|place| !except.contains(place.as_str()));
+        self.written_out += others.clone().map(|place| place.len() + 3).sum::<usize>();
+        if self.written_out > DEFINITION_BYTES_MAX {
+            // Noted once, at the end.
+            return Vec::new();
+        }
+        let from_places: Vec<_> = others.cloned().collect();
+        self.not_empty(&from_field, from_places.is_empty(), "no place is left that it starts from");
+        from_places
+    }
+
+    /// Places of the workflow, none twice.
+    fn places(&mut self, field: &str, names: Vec<String>, known: &HashSet<String>) -> Vec<PlaceId> {
+        self.count(field, names.len(), PLACES_MAX);
+        let mut seen = HashSet::new();
+        let mut places = Vec::new();
+        for (index, place) in names.into_iter().take(PLACES_MAX).enumerate() {
+            let field = format!("{field}[{index}]");
+            if !seen.insert(place.clone()) {
+                self.listed_twice(field, &place);
+            } else if let Some(place) = self.place(&field, place, known) {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    fn listed_twice(&mut self, field: String, place: &str) {
+        let message = format!("place {} is listed twice", Shown(place));
+        self.add(ProblemKind::Duplicate, field, message);
+    }
+
+    fn place_settings(
+        &mut self,
+        drafts: Vec<PlaceSettingsDraft>,
+        known: &HashSet<String>,
+    ) -> Vec<PlaceSettings> {
+        self.count("placeSettings", drafts.len(), PLACES_MAX);
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for (index, draft) in drafts.into_iter().take(PLACES_MAX).enumerate() {
+            let field = format!("placeSettings[{index}]");
+            let PlaceSettingsDraft { place, name, description, metadata } = draft;
+            self.optional_text(&format!("{field}.name"), name.as_deref(), NAME_BYTES_MAX);
+            let of_description = format!("{field}.description");
+            self.optional_text(&of_description, description.as_deref(), DESCRIPTION_BYTES_MAX);
+            let mut values = metadata.iter().flat_map(Map::values);
+            if values.any(|value| depth_exceeds(value, JSON_DEPTH_MAX - 1)) {
+                let message = format!("arrays and objects may nest {JSON_DEPTH_MAX} deep");
+                self.add(ProblemKind::TooLarge, format!("{field}.metadata"), message);
+            }
+            let of_place = format!("{field}.place");
+            if !seen.insert(place.clone()) {
+                self.listed_twice(of_place, &place);
+            } else if let Some(place) = self.place(&of_place, place, known) {
+                all.push(PlaceSettings { place, name, description, metadata });
+            }
+        }
+        all
+    }
+
+    fn accepts(&mut self, field: &str, members: &[String]) {
+        self.count(field, members.len(), ACCEPTS_MAX);
+        let mut seen = HashSet::new();
+        for (index, member) in members.iter().take(ACCEPTS_MAX).enumerate() {
+            let field = format!("{field}[{index}]");
+            self.text(&field, member, NAME_BYTES_MAX);
+            if !seen.insert(member) {
+                let message = format!("member {} is listed twice", Shown(member));
+                self.add(ProblemKind::Duplicate, field, message);
+            }
+        }
     }
 
     fn add(&mut self, problem: ProblemKind, field: impl Into<String>, message: impl Into<String>) {
@@ -414,10 +364,18 @@ impl Checker {
         let transitions = draft.transitions.iter().map(|t| {
             let texts =
                 t.id.len() + t.to_place.len() + optional(&t.name) + optional(&t.description);
-            128 + texts + strings(&t.from_places) + strings(&t.conditions)
+            128 + texts
+                + strings(&t.from_places)
+                + strings(&t.conditions)
+                + strings(t.accepts.as_deref().unwrap_or_default())
         });
+        let settings = draft.place_settings.iter().map(|of| {
+            let metadata = of.metadata.as_ref().map_or(0, json_bytes);
+            64 + of.place.len() + optional(&of.name) + optional(&of.description) + metadata
+        });
+        let entries = draft.entry_places.as_deref().map_or(0, strings);
         let texts = draft.name.len() + optional(&draft.description) + strings(&draft.places);
-        let bytes = 256 + texts + transitions.sum::<usize>();
+        let bytes = 256 + texts + entries + settings.sum::<usize>() + transitions.sum::<usize>();
         if bytes > DEFINITION_BYTES_MAX {
             let message = format!(
                 "the definition has about {bytes} bytes, at most {DEFINITION_BYTES_MAX} are allowed"
@@ -425,6 +383,10 @@ impl Checker {
             self.add(ProblemKind::TooLarge, "", message);
         }
     }
+}
+
+fn json_bytes(members: &Map<String, Value>) -> usize {
+    serde_json::to_string(members).map_or(0, |json| json.len())
 }
 
 #[cfg(test)]
@@ -435,7 +397,6 @@ mod tests {
         WorkflowDraft {
             id: Some("w".to_owned()),
             name: "Orders".to_owned(),
-            description: None,
             places: vec!["a".to_owned(), "b".to_owned()],
             transitions: vec![TransitionDraft {
                 id: "t".to_owned(),
@@ -444,6 +405,7 @@ mod tests {
                 ..TransitionDraft::default()
             }],
             initial_place: "a".to_owned(),
+            ..WorkflowDraft::default()
         }
     }
 
@@ -508,6 +470,86 @@ mod tests {
             |d| d.places.extend((2..=PLACES_MAX).map(|n| format!("p{n}"))),
             &[(TooLarge, "places")],
         );
+    }
+
+    #[test]
+    fn every_place_is_written_out() {
+        use ProblemKind::*;
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let from = |from: &[&str], except: &[&str], to: &str| {
+            let mut draft = good();
+            draft.places = owned(&["a", "b", "c"]);
+            let transition = &mut draft.transitions[0];
+            transition.from_places = owned(from);
+            transition.except_places = owned(except);
+            transition.to_place = to.to_owned();
+            match Workflow::check(draft, DateTime::UNIX_EPOCH) {
+                Ok(workflow) => {
+                    let from = workflow.definition().transitions[0].from_places.iter();
+                    Ok(from.map(ToString::to_string).collect::<Vec<_>>())
+                }
+                Err(problems) => {
+                    Err(problems.into_iter().map(|p| (p.problem, p.field)).collect::<Vec<_>>())
+                }
+            }
+        };
+        let t = |field: &str| format!("transitions[0].{field}");
+        assert_eq!(from(&["*"], &[], "b"), Ok(owned(&["a", "c"])));
+        assert_eq!(from(&["*"], &["a"], "b"), Ok(owned(&["c"])));
+        assert_eq!(from(&["*"], &["b"], "b"), Ok(owned(&["a", "c"])));
+        assert_eq!(from(&["*"], &["a", "c"], "b"), Err(vec![(Empty, t("fromPlaces"))]));
+        assert_eq!(from(&["*"], &["x"], "b"), Err(vec![(UnknownPlace, t("exceptPlaces[0]"))]));
+        assert_eq!(from(&["*", "a"], &[], "b"), Err(vec![(UnknownPlace, t("fromPlaces[0]"))]));
+        assert_eq!(from(&["a"], &["c"], "b"), Err(vec![(Contradiction, t("exceptPlaces"))]));
+    }
+
+    #[test]
+    fn what_is_written_out_counts() {
+        let mut draft = good();
+        draft.places = (0..1_000).map(|n| format!("place-number-{n}")).collect();
+        draft.initial_place = draft.places[0].clone();
+        let every = TransitionDraft {
+            from_places: vec!["*".to_owned()],
+            to_place: draft.places[1].clone(),
+            ..TransitionDraft::default()
+        };
+        let transition = |n| TransitionDraft { id: format!("t{n}"), ..every.clone() };
+        draft.transitions = (0..1_000).map(transition).collect();
+        let problems = Workflow::check(draft, DateTime::UNIX_EPOCH).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+        assert_eq!((problem.problem, &*problem.field), (ProblemKind::TooLarge, "transitions"));
+    }
+
+    #[test]
+    fn entries_and_settings_name_places_of_the_workflow() {
+        use ProblemKind::*;
+        let settings =
+            |place: &str| PlaceSettingsDraft { place: place.into(), ..Default::default() };
+        check(|d| d.entry_places = Some(vec![]), &[]);
+        check(|d| d.entry_places = Some(vec!["a".into(), "b".into()]), &[]);
+        check(
+            |d| d.entry_places = Some(vec!["b".into(), "x".into(), "b".into()]),
+            &[(UnknownPlace, "entryPlaces[1]"), (Duplicate, "entryPlaces[2]")],
+        );
+        check(|d| d.place_settings = vec![settings("a"), settings("b")], &[]);
+        check(
+            |d| d.place_settings = vec![settings("a"), settings("a"), settings("x")],
+            &[(Duplicate, "placeSettings[1].place"), (UnknownPlace, "placeSettings[2].place")],
+        );
+        let named = |name: &str| PlaceSettingsDraft { name: Some(name.into()), ..settings("a") };
+        check(|d| d.place_settings = vec![named("In transit (with driver)")], &[]);
+        check(
+            |d| d.place_settings = vec![named("\u{7}")],
+            &[(InvalidText, "placeSettings[0].name")],
+        );
+        let with = |value: Value| {
+            let metadata = Some(Map::from_iter([("x".to_owned(), value)]));
+            PlaceSettingsDraft { metadata, ..settings("a") }
+        };
+        let deep = (0..JSON_DEPTH_MAX).fold(Value::Null, |inner, _| Value::from(vec![inner]));
+        check(|d| d.place_settings = vec![with(deep)], &[(TooLarge, "placeSettings[0].metadata")]);
+        let large = Value::from("y".repeat(DEFINITION_BYTES_MAX));
+        check(|d| d.place_settings = vec![with(large)], &[(TooLarge, "")]);
     }
 
     #[test]

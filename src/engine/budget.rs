@@ -1,0 +1,150 @@
+//! What one request may cost, whoever spends it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::EngineError;
+use crate::domain::limits::{ANSWER_BYTES_MAX, LIST_ROWS_MAX, RESULT_BYTES_MAX, STEPS_MAX};
+use crate::domain::{Steps, TooCostly};
+use crate::storage::{Page, PageLimit, StorageError};
+
+/// Requests that read lists at once; a list is held in memory until its answer is written.
+const LISTERS_MAX: usize = 8;
+
+/// Time that a list waits for its turn.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Time that all lists of one request take together, while others wait for their places.
+const LISTS_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What one request may still cost: [`STEPS_MAX`] steps of its conditions, [`RESULT_BYTES_MAX`] and
+/// [`LIST_ROWS_MAX`] that its lists read, [`ANSWER_BYTES_MAX`] of its answer.
+#[derive(Debug)]
+pub struct Budget {
+    steps: Arc<Steps>,
+    answer_bytes_left: AtomicUsize,
+    list_places: Arc<Semaphore>,
+    // Held across a read on purpose: the lists of one request take turns, each sees what is left.
+    lists: Mutex<Lists>,
+}
+
+/// What the lists of one request may still read.
+///
+/// From its first list until it is dropped it holds one of a few places, so that not all clients
+/// together fill the memory either.
+#[derive(Debug)]
+pub struct Lists {
+    bytes_left: usize,
+    rows_left: usize,
+    place: Option<OwnedSemaphorePermit>,
+    /// When their time is over, once they have a place.
+    until: Instant,
+}
+
+/// The places of [`Lists`].
+pub fn list_places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(LISTERS_MAX))
+}
+
+impl Budget {
+    /// A whole one; its lists wait for one of `list_places`.
+    pub fn new(list_places: Arc<Semaphore>) -> Self {
+        let lists = Lists {
+            bytes_left: RESULT_BYTES_MAX,
+            rows_left: LIST_ROWS_MAX,
+            place: None,
+            until: Instant::now(),
+        };
+        Self {
+            steps: Arc::new(Steps::new(STEPS_MAX)),
+            answer_bytes_left: AtomicUsize::new(ANSWER_BYTES_MAX),
+            list_places,
+            lists: Mutex::new(lists),
+        }
+    }
+
+    /// What its conditions may still take.
+    pub fn steps(&self) -> &Arc<Steps> {
+        &self.steps
+    }
+
+    /// Takes steps.
+    pub fn pay_steps(&self, steps: i64) -> Result<(), EngineError> {
+        if self.steps.take_up_to(steps) < steps {
+            return Err(TooCostly { steps_max: self.steps.max() }.into());
+        }
+        Ok(())
+    }
+
+    /// Takes out what a part of the answer will need in memory.
+    pub fn charge_answer(&self, bytes: usize) -> Result<(), EngineError> {
+        let take = |left: usize| left.checked_sub(bytes);
+        let left = &self.answer_bytes_left;
+        match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                Err(EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: ANSWER_BYTES_MAX })
+            }
+        }
+    }
+
+    /// Waits for the turn of a list.
+    pub async fn list(&self) -> Result<MutexGuard<'_, Lists>, EngineError> {
+        let mut lists = self.lists.lock().await;
+        if lists.place.is_none() {
+            let busy = |reason: &str| StorageError::Unavailable { reason: reason.to_owned() };
+            let place = Arc::clone(&self.list_places).acquire_owned();
+            let place = timeout(TURN_WAIT_MAX, place)
+                .await
+                .map_err(|_| busy("too many lists are being read"))?;
+            lists.place = Some(place.map_err(|_| busy("it was closed"))?);
+            lists.until = Instant::now() + LISTS_TIME_MAX;
+        }
+        if lists.bytes_left == 0 || lists.rows_left == 0 {
+            return Err(too_large());
+        }
+        Ok(lists)
+    }
+}
+
+impl Lists {
+    /// What a list may read.
+    pub fn bound(&self, limit: PageLimit) -> PageLimit {
+        let PageLimit { rows, bytes } = limit;
+        PageLimit { rows: rows.min(self.rows_left), bytes: bytes.min(self.bytes_left) }
+    }
+
+    /// The same for a page: its rows are not fewer than were asked for because of others.
+    pub fn bound_page(&self, limit: PageLimit) -> Result<PageLimit, EngineError> {
+        if limit.rows > self.rows_left {
+            return Err(too_large());
+        }
+        Ok(self.bound(limit))
+    }
+
+    /// Reads a page, and takes out what was read for it.
+    pub async fn read<T>(
+        &mut self,
+        page: impl Future<Output = Result<Page<T>, StorageError>>,
+    ) -> Result<Page<T>, StorageError> {
+        let seconds = LISTS_TIME_MAX.as_secs();
+        let late = || StorageError::Unavailable {
+            reason: format!(
+                "the lists of this request take longer than {seconds} s; ask for fewer at once"
+            ),
+        };
+        let page = timeout_at(self.until, page).await.map_err(|_| late())??;
+        self.bytes_left = self.bytes_left.saturating_sub(page.bytes);
+        self.rows_left = self.rows_left.saturating_sub(page.read.max(page.items.len()));
+        Ok(page)
+    }
+}
+
+/// More than an answer may hold.
+pub fn too_large() -> EngineError {
+    EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: RESULT_BYTES_MAX }
+}
