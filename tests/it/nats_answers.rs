@@ -161,6 +161,76 @@ fn a_refusal_of_one_that_leads_no_more_is_no_proof() {
     });
 }
 
+/// The same one answers reads, too, with what it knew before: that a look at the leader has shown more must
+/// not be forgotten in the next look.
+#[test]
+fn what_was_seen_of_a_change_is_not_forgotten_for_one_that_leads_no_more() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let any = cluster.open(0).await;
+        let bus = Bus::connect(&cluster.nodes[0]).await;
+        let leader = bus.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
+        let leads = (0..3).find(|n| leader == format!("n{n}")).unwrap();
+        any.close().await;
+        // Where it does not lead, somebody else is often heard first.
+        let node = &cluster.nodes[(leads + 1) % 3];
+        let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
+        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
+        let storage = Arc::new(NATSStorage::with_options(config, options).await.unwrap());
+        let told = Arc::new(Told::default());
+        let movers = movers(&storage, &told).await;
+        until_more_are_done(&told, MOVERS).await;
+
+        let bus = Bus::connect(node).await;
+        let get = format!("STREAM.MSG.GET.{STREAM}");
+        let mut before = HashMap::new();
+        for (subject, _) in bus.subjects("cb.workflows.*.places.*.tokens.*").await {
+            let state = bus.ask(&get, &json!({ "last_by_subj": subject })).await;
+            let has_data = state["message"]["data"].is_string();
+            let id = subject.rsplit('.').next().unwrap().to_owned();
+            before.extend(has_data.then_some((id, state.to_string())));
+        }
+        assert!(before.len() >= MOVERS / 2, "{}", before.len());
+        until_more_are_done(&told, MOVERS).await;
+        let (mut commits, mut reads) =
+            (bus.subscribe("cb.>").await, bus.subscribe(&format!("$JS.API.{get}")).await);
+        let client = bus.client.clone();
+        let refuses = async {
+            let (mut heard, mut lies) = (0, 0);
+            while lies < 60 {
+                let message = commits.next().await.unwrap();
+                let commits = message.headers.is_some_and(|h| h.get("Nats-Batch-Commit").is_some());
+                let (Some(reply), true) = (message.reply, commits) else { continue };
+                heard += 1;
+                if heard % 3 == 0 {
+                    let error = json!({ "code": 400, "err_code": 10_071, "description": "wrong last sequence: 1" });
+                    let answer = json!({ "stream": STREAM, "seq": 0, "error": error });
+                    client.publish(reply, answer.to_string().into()).await.unwrap();
+                    lies += 1;
+                }
+            }
+        };
+        let shows_less = async {
+            let mut heard = 0;
+            loop {
+                let question = reads.next().await.unwrap();
+                let asked = String::from_utf8_lossy(&question.payload).into_owned();
+                let id = asked.rsplit('.').next().unwrap_or_default().trim_matches(['"', '}']);
+                if let (Some(reply), Some(before)) = (question.reply, before.get(id)) {
+                    heard += 1;
+                    if heard % 2 == 0 {
+                        client.publish(reply, before.clone().into()).await.unwrap();
+                    }
+                }
+            }
+        };
+        let lies = async { tokio::select! { () = refuses => {}, () = shows_less => {} } };
+        tokio::time::timeout(2 * WAIT_MAX, lies).await.expect("it is over soon");
+        until_more_are_done(&told, 4 * MOVERS).await;
+        end(&storage, &told, movers).await;
+    });
+}
+
 /// The permission to hear answers is taken away under load and given back.
 #[test]
 fn what_was_sent_and_whose_answer_may_not_be_heard_is_unknown() {

@@ -72,6 +72,39 @@ fn a_max_age_that_an_operator_sets_is_set_right_and_health_says_what_it_may_have
     });
 }
 
+/// Without `republish` nats-server takes any subjects, but not `republish` for these.
+#[test]
+fn a_setting_that_nats_server_does_not_take_back_keeps_no_other_wrong() {
+    let Some(nats) = NatsServer::start() else { return };
+    runtime().block_on(async {
+        let nodes = Node::two(&nats).await;
+        let bus = Bus::connect(&nats).await;
+        let ids = known_store(&nodes).await;
+        let changed = change(&bus, |config| {
+            config["subjects"] = json!(["cb.>"]);
+            config["republish"] = Value::Null;
+            config["max_age"] = json!(3_600_000_000_000_u64);
+            config["max_msgs"] = json!(5_000);
+        });
+        let changed = changed.await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let said = nodes[0].health("republish", unhealthy).await;
+        assert!(said.contains("republish"), "{said}");
+        let now = bus.stream().await["config"].take();
+        assert_eq!(now["max_age"].as_u64().unwrap_or(0), 0, "{now}");
+        assert_ne!(now["max_msgs"], 5_000, "{now}");
+        // Once a person has taken the subjects back, it goes on by itself, and says what it may have cost.
+        let subjects = json!(["cb.workflows.>", "cb.tokens.*", "cb.store.>"]);
+        let changed = change(&bus, |config| config["subjects"] = subjects.clone()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        let told = |health: &_| matches!(health, StorageHealth::Degraded(_));
+        let said = nodes[0].health("max_age", told).await;
+        assert!(said.contains("max_age of the stream to 3600 s"), "{said}");
+        assert_eq!(nodes[0].tokens().await.len(), ids.len());
+        assert_eq!(nodes[0].fire(&ids[0], "reject").await, "");
+    });
+}
+
 /// Whether a server runs meanwhile, or is started on it: who sets it right says so until he is restarted.
 #[test]
 fn what_settings_may_have_cost_is_told_by_who_sets_them_right() {

@@ -21,8 +21,8 @@ use crate::storage::nats::wire::names;
 const ROUNDS_MAX: usize = 16;
 
 /// How long a read is doubted that shows less than was seen here before. A departure lives for a second.
-const DOUBT_MAX: Duration = Duration::from_millis(1_500);
-const DOUBT_PAUSE: Duration = Duration::from_millis(100);
+pub const DOUBT_MAX: Duration = Duration::from_millis(1_500);
+pub const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A search for one token: what to ask next, as long as it has no end.
 pub struct Search<'a> {

@@ -185,6 +185,9 @@ fn losses(found: &Value, changes: &[(String, Value)]) -> Vec<String> {
 const RELOADS: usize = 3;
 const RELOAD_PAUSE: Duration = Duration::from_millis(150);
 
+/// Settings that remove what was acknowledged, or do not store it, for as long as they are wrong.
+const COSTLY: [&str; 5] = ["max_age", "discard", "max_msgs", "max_bytes", "max_msgs_per_subject"];
+
 /// A sequence that no stream reaches.
 const NEVER: u64 = 1 << 52;
 
@@ -329,7 +332,13 @@ async fn set_right(
     let replicas = changes.iter().position(|(field, _)| field == REPLICAS);
     let replicas = replicas.map(|at| changes.remove(at));
     if !changes.is_empty() {
-        info = update(link, &info, changes).await?;
+        match update(link, &info, changes.clone()).await {
+            Ok(there) => info = there,
+            Err(OpenError::Refused(_)) => {
+                looked.wrong = one_by_one(link, &mut info, changes).await?;
+            }
+            Err(error) => return Err(error),
+        }
         looked.state = StreamState::read(&info);
     }
     let Some((field, wanted)) = replicas else { return Ok(looked) };
@@ -347,6 +356,30 @@ async fn set_right(
             Ok(Looked { too_few, ..looked })
         }
     }
+}
+
+/// Changes each setting alone, those first that cost the most while they are wrong: one that nats-server refuses
+/// must not keep the others from being set right. Gives the first one that it refuses.
+async fn one_by_one(
+    link: &Link,
+    info: &mut Value,
+    mut changes: Vec<(String, Value)>,
+) -> Result<Option<String>, OpenError> {
+    changes.sort_by_key(|(field, _)| {
+        let place = COSTLY.iter().position(|costly| costly == field);
+        place.unwrap_or(COSTLY.len())
+    });
+    let mut refused = None;
+    for change in changes {
+        match update(link, info, vec![change]).await {
+            Ok(there) => *info = there,
+            Err(OpenError::Refused(reason)) => {
+                refused.get_or_insert(reason);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(refused)
 }
 
 async fn update(

@@ -264,7 +264,7 @@ impl Arbiter {
         let refused = stream::iter(group).map(|mut pending| async move {
             let taken = self.is_taken(&pending, until).await;
             if taken == Some(true) && !pending.maybe_done {
-                if let Some(unseen) = self.really_lost(pending).await {
+                if let Some(unseen) = self.really_lost(pending, 0).await {
                     no_room_for(unseen, Some(reason.clone()));
                 }
             } else {
@@ -332,7 +332,8 @@ impl Arbiter {
         state: u64,
     ) -> Option<Pending> {
         if pending.contested && find::may_be_in(found, &pending.commit) {
-            return self.really_lost(pending).await;
+            let told = pending.told.max(found.map_or(0, Standing::newest));
+            return self.really_lost(pending, told).await;
         }
         self.mender.reader.known.lost(id, state);
         let lost = pending.commit.lost();
@@ -340,12 +341,10 @@ impl Arbiter {
         None
     }
 
-    /// A change that has lost to something that is there: unless that is itself, as it was contested. Gives
-    /// it back if that cannot be seen now.
-    async fn really_lost(&self, pending: Pending) -> Option<Pending> {
+    /// A change that has lost to something that is there, up to the sequence `told`: unless that is itself, as
+    /// it was contested. Gives it back if that cannot be seen now.
+    async fn really_lost(&self, pending: Pending, told: u64) -> Option<Pending> {
         let outcome = if pending.contested {
-            // What is in the way of a creation may be in another workflow: then this one has none.
-            let told = if pending.commit.creates() { 0 } else { pending.told };
             match self.find(&pending.commit, told).await {
                 Ok(Found::Stored(sequence)) => Ok(sequence),
                 Ok(Found::Absent) => Err(pending.commit.lost()),
@@ -365,32 +364,37 @@ impl Arbiter {
     /// with what it can claim now.
     async fn creation_lost(&self, mut pending: Pending) -> Option<Pending> {
         let Mender { reader, index, .. } = &*self.mender;
+        // What is in the way of a token may be in another workflow: then this one has none. What the look has
+        // seen in this one is known.
         let taken = match (&pending.commit.target, &pending.commit.kind) {
             (Target::Token(id), Kind::CreateToken { workflow, .. }) => {
                 match claim::look(reader, index, *id, workflow).await {
                     Ok(Outcome::Free(claim)) => {
                         pending.commit.claim(&claim);
-                        false
+                        None
                     }
-                    Ok(Outcome::Taken) => true,
+                    Ok(Outcome::Taken) => Some(0),
                     Err(_) => return Some(pending),
                 }
             }
             (Target::Workflow(workflow), _) => {
                 match reader.last(&names::definition(workflow)).await {
-                    Ok(Some(_)) => true,
+                    Ok(Some(there)) => Some(there.sequence),
                     Ok(None) => {
                         let hash = workflow_hash(workflow);
                         if matches!(index.first(reader, hash).await, Ok(Some(_))) {
                             pending.commit.without_pointer();
                         }
-                        false
+                        None
                     }
                     Err(_) => return Some(pending),
                 }
             }
             (Target::Token(_), _) => return Some(pending),
         };
-        if taken { self.really_lost(pending).await } else { Some(pending) }
+        match taken {
+            Some(told) => self.really_lost(pending, told).await,
+            None => Some(pending),
+        }
     }
 }

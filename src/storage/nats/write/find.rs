@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 use uuid::Uuid;
 
@@ -79,17 +79,19 @@ pub async fn find_in_time(
 }
 
 /// Looks whether a commit is stored, by the id of its event, and mends it if it is torn. `told` is
-/// the newest sequence that nats-server named when it refused it, else 0: a look that shows less is
-/// older than that.
+/// the newest sequence that is known to stand in its way, by a refusal or an earlier look, else 0. A look that
+/// shows less than that, or than was seen here before, is one at a leader that leads no more: it tells nothing.
 async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Found, StorageError> {
     let (Target::Token(id), Kind::CreateToken { workflow, .. } | Kind::Move { workflow, .. }) =
         (&commit.target, &commit.kind)
     else {
-        return find_definition(mender, commit).await;
+        return find_definition(mender, commit, told).await;
     };
+    let mut doubt = Doubt::default();
     for _ in 0..ROUNDS_MAX {
         let last = jetstream::stream_state(&mender.link).await?.last_sequence;
-        let Some(found) = token::find(&mender.reader, workflow, *id).await? else {
+        let found = look(mender, workflow, *id, told, &mut doubt).await?;
+        let Some(found) = found else {
             return Ok(match commit.kind {
                 Kind::Move { .. } => Found::Gone,
                 // What stood in its way may have been the token itself, or a pointer.
@@ -99,9 +101,6 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
                 Kind::CreateToken { .. } | Kind::CreateWorkflow => Found::Absent,
             });
         };
-        if found.newest() < told {
-            return Ok(Found::Unclear("a leader that was cut off has answered".to_owned()));
-        }
         match trace_of(&found.state, commit)? {
             Trace::None => return Ok(Found::Absent),
             Trace::Untold if is_of_others(&found.state, commit)? => return Ok(Found::Absent),
@@ -124,6 +123,49 @@ async fn find_commit(mender: &Mender, commit: &Commit, told: u64) -> Result<Foun
         }
     }
     Ok(Found::Unclear("the token moves on faster than it can be looked at".to_owned()))
+}
+
+/// How long a look is doubted that shows less than is known. Only where there are copies can it be wrong: of
+/// a leader that leads no more.
+#[derive(Default)]
+struct Doubt {
+    since: Option<Instant>,
+}
+
+impl Doubt {
+    /// Waits before the next look; or there is no time for one.
+    async fn is_over(&mut self, reader: &Reader) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let over = !reader.has_copies() || since.elapsed() >= token::DOUBT_MAX;
+        if !over {
+            sleep(token::DOUBT_PAUSE).await;
+        }
+        over
+    }
+}
+
+/// Finds a token as it is there, never less than is known to be there: a departure of the leader may lead to a
+/// state that one shows that leads no more.
+async fn look(
+    mender: &Mender,
+    workflow: &WorkflowId,
+    id: Uuid,
+    told: u64,
+    doubt: &mut Doubt,
+) -> Result<Option<Standing>, StorageError> {
+    loop {
+        let known = mender.reader.known.state(id, Some(workflow)).unwrap_or(0);
+        let found = token::find(&mender.reader, workflow, id).await?;
+        let (state, newest) = found.as_ref().map_or((0, 0), Standing::seen);
+        if newest >= told && state >= known {
+            return Ok(found);
+        }
+        if doubt.is_over(&mender.reader).await {
+            let older = || unavailable("a nats-server that leads no more has answered");
+            // What is not there any more has aged, or was removed.
+            return if found.is_some() { Err(older()) } else { Ok(None) };
+        }
+    }
 }
 
 /// Whether a token as it is there may show a commit; one that is gone may have.
@@ -255,11 +297,22 @@ fn by_state(state: &Stored, commit: &Commit) -> Result<Found, StorageError> {
     Ok(if later { Found::Unclear("history was removed".to_owned()) } else { Found::Absent })
 }
 
-async fn find_definition(mender: &Mender, commit: &Commit) -> Result<Found, StorageError> {
+async fn find_definition(
+    mender: &Mender,
+    commit: &Commit,
+    told: u64,
+) -> Result<Found, StorageError> {
     let Target::Workflow(workflow) = &commit.target else { return Ok(Found::Absent) };
+    let mut doubt = Doubt::default();
     for _ in 0..ROUNDS_MAX {
         let last = jetstream::stream_state(&mender.link).await?.last_sequence;
-        let state = mender.reader.last(&names::definition(workflow)).await?;
+        let state = loop {
+            let state = mender.reader.last(&names::definition(workflow)).await?;
+            let newest = state.as_ref().map_or(0, |state| state.sequence);
+            if newest >= told || doubt.is_over(&mender.reader).await {
+                break state;
+            }
+        };
         let Some(state) = state.filter(|state| state.event_id() == Some(commit.event_id)) else {
             return Ok(Found::Absent);
         };
