@@ -98,6 +98,45 @@ fn a_permission_that_is_taken_away_is_told_at_once_and_given_back_all_goes_on() 
     }
 }
 
+/// Without it history cannot make room: what is refused then is refused with its name.
+#[test]
+fn a_permission_that_is_missing_where_room_is_made_is_told_by_name() {
+    let no_purge =
+        permissions("{ allow: [ \"cb.>\", \"$JS.API.>\" ], deny: [ \"$JS.API.STREAM.PURGE.>\" ] }");
+    let Some((nats, folder)) = configured(&no_purge) else { return };
+    runtime().block_on(async {
+        let config = NATSStorageConfig { default_max_messages: 1_000, ..engine_config(&nats) };
+        let options = NATSStorageOptions::new();
+        let storage = NATSStorage::with_options(config, options).await.unwrap();
+        let node = Node::over(Arc::new(storage));
+        node.define("w").await;
+        let mut ids = Vec::new();
+        for _ in 0..20 {
+            ids.push(node.create("w").await);
+        }
+        let missing = "publish to $JS.API.STREAM.PURGE.";
+        let (mut moves, deadline) = (0, Instant::now() + WAIT_MAX);
+        let refused = loop {
+            let next = if moves / ids.len() % 2 == 0 { "submit" } else { "reject" };
+            let said = node.fire(&ids[moves % ids.len()], next).await;
+            if !said.is_empty() {
+                break said;
+            }
+            moves += 1;
+            assert!(Instant::now() < deadline, "{moves} moves, and the stream is not full");
+        };
+        assert_eq!(refused, "STORAGE_FULL");
+        let said = node.health(missing, |health| !healthy(health)).await;
+        assert!(said.contains(missing), "{said}");
+        let all = permissions("[ \"cb.>\", \"$JS.API.>\" ]");
+        std::fs::write(folder.path().join("nats.conf"), all).unwrap();
+        nats.reload();
+        node.health("given back", healthy).await;
+        let next = if moves / ids.len() % 2 == 0 { "submit" } else { "reject" };
+        assert_eq!(node.fire(&ids[moves % ids.len()], next).await, "");
+    });
+}
+
 #[test]
 fn jetstream_that_is_switched_off_is_told_by_name() {
     let Some((mut nats, folder)) = configured("jetstream: enabled") else { return };

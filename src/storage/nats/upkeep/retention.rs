@@ -19,6 +19,9 @@ const LOOK_PAUSE_TIMES: u32 = 3;
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(20);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// The pause before history is removed again where that was not possible.
+const HINDERED_PAUSE: Duration = Duration::from_secs(2);
+
 /// The least time between two log lines that say what was removed.
 const TELL_PERIOD: Duration = Duration::from_secs(30);
 
@@ -63,17 +66,30 @@ impl Retention {
     pub async fn run(&self) {
         let mut history = History::new(Arc::clone(&self.reader), Arc::clone(&self.life));
         let (mut removed, mut told_at) = (0, None::<Instant>);
+        let mut hindered_at = None::<Instant>;
         loop {
-            self.wanted.notified().await;
+            let wanted = self.wanted.notified();
+            if self.usage().hindered.is_none() {
+                wanted.await;
+            } else {
+                // What hinders it may be over, and nobody writes while there is no room.
+                drop(timeout(HINDERED_PAUSE, wanted).await);
+            }
             let begun = Instant::now();
             self.looks.send_modify(|looks| looks.begun += 1);
-            match self.look(&mut history).await {
+            let outcome = self.look(&mut history).await;
+            // Where there is no room, writes say so, and health, with why.
+            self.usage().hindered = outcome.as_ref().err().map(ToString::to_string);
+            match outcome {
                 Ok(more) => removed += more,
-                // Until the next look. Where there is no room, writes say so, and health.
-                Err(error) if self.full().is_none() => {
-                    debug!(%error, "it cannot be seen how full the stream is");
+                Err(error)
+                    if self.usage().is_full()
+                        && hindered_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) =>
+                {
+                    warn!(%error, "could not make room in the stream");
+                    hindered_at = Some(Instant::now());
                 }
-                Err(error) => warn!(%error, "could not make room in the stream"),
+                Err(error) => debug!(%error, "no room could be made in the stream"),
             }
             if removed > 0 && told_at.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
                 info!(messages = removed, "removed the oldest history to make room");

@@ -33,6 +33,8 @@ pub struct Usage {
     pub refused: bool,
     /// Whether creations are refused.
     refuses: bool,
+    /// Why history could not be removed at the last look, if it could not.
+    pub hindered: Option<String>,
 }
 
 /// How much creations may still take, and the reason why it is not more.
@@ -122,6 +124,7 @@ impl Usage {
             useless_for: Duration::ZERO,
             refused: false,
             refuses: false,
+            hindered: None,
         }
     }
 
@@ -219,8 +222,12 @@ impl Usage {
 
     fn reason(&self) -> String {
         let shown = |max: Option<u64>| max.map_or("any number of".to_owned(), |n| n.to_string());
+        let why = match &self.hindered {
+            Some(hindered) => format!("history could not be removed to make room: {hindered}"),
+            None => "history cannot make room any more; raise NATS_MAX_MESSAGES or NATS_MAX_BYTES, or let tokens finish".to_owned(),
+        };
         format!(
-            "stream {STREAM} holds {} of at most {} messages and {} of at most {} bytes, and history cannot make room any more; raise NATS_MAX_MESSAGES or NATS_MAX_BYTES, or let tokens finish",
+            "stream {STREAM} holds {} of at most {} messages and {} of at most {} bytes, and {why}",
             self.messages.used,
             shown(self.messages.max),
             self.bytes.used,
