@@ -18,8 +18,8 @@ use super::limits::VERSION_MAX;
 use super::steps::Steps;
 use super::token::Token;
 
-/// Names of members that a refusal repeats.
-const MEMBERS_SHOWN_MAX: usize = 10;
+/// Names that a refusal repeats; its details have all.
+const NAMES_SHOWN_MAX: usize = 10;
 
 /// What a decision is made with, beside the token and what is asked of it.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ pub enum MoveError {
         new_place: PlaceId,
     },
     /// The transition does not start where the token is.
-    #[error("transition {transition} starts from {}, but token {token} is in {place}, from where {}", list(.from_places), may_fire(.enabled))]
+    #[error("transition {transition} starts from {}, but token {token} is in {place}, from where {}", list(.from_places.iter().map(PlaceId::as_str)), may_fire(.enabled))]
     NotAllowed {
         /// The token.
         token: Uuid,
@@ -166,17 +166,20 @@ fn shown(members: &[String]) -> String {
     members.iter().map(|name| Shown(name).to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn list(names: &[PlaceId]) -> String {
-    names.iter().map(PlaceId::as_str).collect::<Vec<_>>().join(", ")
+/// The first names, and how many there are beside them.
+fn list<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let others = names.len().saturating_sub(NAMES_SHOWN_MAX);
+    let mut text = names.take(NAMES_SHOWN_MAX).collect::<Vec<_>>().join(", ");
+    if others > 0 {
+        text.push_str(&format!(" and {others} more"));
+    }
+    text
 }
 
 fn may_fire(transitions: &[TransitionId]) -> String {
     match transitions {
         [] => "no transition leads on".to_owned(),
-        some => format!(
-            "{} may fire",
-            some.iter().map(TransitionId::as_str).collect::<Vec<_>>().join(", ")
-        ),
+        some => format!("{} may fire", list(some.iter().map(TransitionId::as_str))),
     }
 }
 
@@ -351,7 +354,7 @@ fn not_accepted(transition: &TransitionDefinition, data: Option<&Value>) -> Opti
     let others = match data {
         Value::Object(members) => {
             let others = members.keys().filter(|name| !accepts.contains(name));
-            let others: Vec<_> = others.take(MEMBERS_SHOWN_MAX).cloned().collect();
+            let others: Vec<_> = others.take(NAMES_SHOWN_MAX).cloned().collect();
             if others.is_empty() {
                 return None;
             }
@@ -425,6 +428,15 @@ mod tests {
         }
         let failed = refused("packed", None, None, "send", good());
         assert!(failed.contains("could not be evaluated"), "{failed}");
+    }
+
+    #[test]
+    fn a_refusal_repeats_some_names() {
+        let names = |n: usize| (0..n).map(|n| format!("p{n}")).collect::<Vec<_>>();
+        let shown = |n| list(names(n).iter().map(String::as_str));
+        assert_eq!(shown(1), "p0");
+        assert_eq!(shown(10), "p0, p1, p2, p3, p4, p5, p6, p7, p8, p9");
+        assert_eq!(shown(12), "p0, p1, p2, p3, p4, p5, p6, p7, p8, p9 and 2 more");
     }
 
     #[test]
