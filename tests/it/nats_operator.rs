@@ -105,6 +105,51 @@ fn a_setting_that_nats_server_does_not_take_back_keeps_no_other_wrong() {
     });
 }
 
+/// nats-server reserves what a stream may hold, and an account may have less by now.
+#[test]
+fn a_limit_above_that_of_the_account_keeps_no_other_setting_wrong() {
+    let account = |most: &str| {
+        format!(
+            "accounts {{ OURS {{ jetstream {{ max_file: {most} }}, users: [{{ user: a, password: a }}] }} }}"
+        )
+    };
+    let Some((nats, folder)) = configured(&account("200MB")) else { return };
+    runtime().block_on(async {
+        let urls = vec![nats.url().replace("nats://", "nats://a:a@")];
+        let config =
+            NATSStorageConfig { nats_urls: urls, default_max_bytes: 100 << 20, ..nats.config() };
+        let storage = NATSStorage::with_options(config, NATSStorageOptions::new()).await.unwrap();
+        let node = Node::over(Arc::new(storage));
+        node.define("w").await;
+        let id = node.create("w").await;
+        let client = async_nats::ConnectOptions::with_user_and_password("a".into(), "a".into());
+        let client = client.connect(nats.url()).await.unwrap();
+        let ask = async |subject: &str, request: String| -> Value {
+            let subject = format!("$JS.API.{subject}.{STREAM}");
+            let answer = client.request(subject, request.into()).await.unwrap();
+            serde_json::from_slice(&answer.payload).unwrap()
+        };
+        let mut config = ask("STREAM.INFO", String::new()).await["config"].take();
+        config["max_bytes"] = json!(20 << 20);
+        let changed = ask("STREAM.UPDATE", config.to_string()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        std::fs::write(folder.path().join("nats.conf"), account("50MB")).unwrap();
+        nats.reload();
+        config["max_age"] = json!(3_600_000_000_000_u64);
+        let changed = ask("STREAM.UPDATE", config.to_string()).await;
+        assert!(changed["error"].is_null(), "{changed}");
+        node.health("the limit is told", unhealthy).await;
+        let now = ask("STREAM.INFO", String::new()).await["config"].take();
+        assert_eq!(now["max_age"].as_u64().unwrap_or(0), 0, "{now}");
+        std::fs::write(folder.path().join("nats.conf"), account("200MB")).unwrap();
+        nats.reload();
+        let told = |health: &_| matches!(health, StorageHealth::Degraded(_));
+        let said = node.health("max_age", told).await;
+        assert!(said.contains("max_age of the stream to 3600 s"), "{said}");
+        assert_eq!(node.fire(&id, "submit").await, "");
+    });
+}
+
 /// Whether a server runs meanwhile, or is started on it: who sets it right says so until he is restarted.
 #[test]
 fn what_settings_may_have_cost_is_told_by_who_sets_them_right() {

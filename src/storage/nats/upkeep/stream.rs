@@ -49,18 +49,20 @@ pub struct Looked {
     pub lost: Vec<String>,
     /// What cannot be set right.
     pub wrong: Option<String>,
+    /// What cannot be set right now, and may be later.
+    not_now: Option<String>,
     /// Why it has fewer replicas than it should, if it has.
     pub too_few: Option<String>,
 }
 
 impl Looked {
     fn of(state: StreamState) -> Self {
-        Self { state, lost: Vec::new(), wrong: None, too_few: None }
+        Self { state, lost: Vec::new(), wrong: None, not_now: None, too_few: None }
     }
 
     /// Whether it has as many replicas as it should.
     fn has_replicas(&self) -> bool {
-        self.too_few.is_none() && self.wrong.is_none()
+        self.too_few.is_none() && self.wrong.is_none() && self.not_now.is_none()
     }
 }
 
@@ -86,7 +88,13 @@ pub async fn open(
                 );
             }
             let looked = set_right(link, info, changes).await?;
-            looked.wrong.clone().map_or(Ok(looked), |wrong| Err(OpenError::Refused(wrong)))
+            let not_now = looked.not_now.clone().map(OpenError::NotNow);
+            let Some(error) = looked.wrong.clone().map(OpenError::Refused).or(not_now) else {
+                return Ok(looked);
+            };
+            // The next start does not see any more what was set right here.
+            looked.lost.iter().for_each(|lost| warn!("{lost}"));
+            Err(error)
         }
         Err(error) if error.is(code::STREAM_NOT_FOUND) => {
             Ok(Looked::of(create(link, &wanted).await?))
@@ -136,12 +144,12 @@ pub async fn look(
         }
     };
     fields.retain(|field| field != REPLICAS || looked.has_replicas());
-    if !fields.is_empty() {
+    if !fields.is_empty() && looked.wrong.is_none() && looked.not_now.is_none() {
         let fields = fields.join(", ");
         warn!(fields, "somebody has changed stream {STREAM}; it is set right");
     }
     lost.extend(looked.lost);
-    Ok(Looked { lost, wrong: wrong.or(looked.wrong), ..looked })
+    Ok(Looked { lost, wrong: wrong.or(looked.wrong).or(looked.not_now), not_now: None, ..looked })
 }
 
 /// What settings may have cost that somebody else must set right.
@@ -332,12 +340,18 @@ async fn set_right(
     let replicas = changes.iter().position(|(field, _)| field == REPLICAS);
     let replicas = replicas.map(|at| changes.remove(at));
     if !changes.is_empty() {
-        match update(link, &info, changes.clone()).await {
-            Ok(there) => info = there,
-            Err(OpenError::Refused(_)) => {
-                looked.wrong = one_by_one(link, &mut info, changes).await?;
+        match change(link, &info, changes.clone()).await {
+            (_, Ok(there)) => info = there,
+            (_, Err(ApiError::Refused { .. })) => {
+                match one_by_one(link, &mut info, changes).await? {
+                    Some(OpenError::Refused(reason)) => looked.wrong = Some(reason),
+                    Some(OpenError::NotNow(reason) | OpenError::Behind(reason)) => {
+                        looked.not_now = Some(reason);
+                    }
+                    None => {}
+                }
             }
-            Err(error) => return Err(error),
+            (told, Err(error)) => return Err(not_changed(&told, error)),
         }
         looked.state = StreamState::read(&info);
     }
@@ -359,39 +373,32 @@ async fn set_right(
 }
 
 /// Changes each setting alone, those first that cost the most while they are wrong: one that nats-server refuses
-/// must not keep the others from being set right. Gives the first one that it refuses.
+/// must not keep the others from being set right. Gives why it refuses the first of those that it refuses.
 async fn one_by_one(
     link: &Link,
     info: &mut Value,
     mut changes: Vec<(String, Value)>,
-) -> Result<Option<String>, OpenError> {
+) -> Result<Option<OpenError>, OpenError> {
     changes.sort_by_key(|(field, _)| {
         let place = COSTLY.iter().position(|costly| costly == field);
         place.unwrap_or(COSTLY.len())
     });
     let mut refused = None;
-    for change in changes {
-        match update(link, info, vec![change]).await {
-            Ok(there) => *info = there,
-            Err(OpenError::Refused(reason)) => {
-                refused.get_or_insert(reason);
+    for alone in changes {
+        match change(link, info, vec![alone]).await {
+            (_, Ok(there)) => *info = there,
+            (told, Err(error @ ApiError::Refused { .. })) if refused.is_none() => {
+                refused = Some(if error.is(code::SUBJECTS_OVERLAP) {
+                    overlap(link, &error).await
+                } else {
+                    not_changed(&told, error)
+                });
             }
-            Err(error) => return Err(error),
+            (_, Err(ApiError::Refused { .. })) => {}
+            (told, Err(error)) => return Err(not_changed(&told, error)),
         }
     }
     Ok(refused)
-}
-
-async fn update(
-    link: &Link,
-    info: &Value,
-    changes: Vec<(String, Value)>,
-) -> Result<Value, OpenError> {
-    match change(link, info, changes).await {
-        (_, Ok(info)) => Ok(info),
-        (_, Err(error)) if error.is(code::SUBJECTS_OVERLAP) => Err(overlap(link, &error).await),
-        (told, Err(error)) => Err(not_changed(&told, error)),
-    }
 }
 
 /// What is to be changed, in words, and how the stream is then.
