@@ -163,17 +163,22 @@ fn shown(members: &[String]) -> String {
     if members.is_empty() {
         return "what is not an object".to_owned();
     }
-    members.iter().map(|name| Shown(name).to_string()).collect::<Vec<_>>().join(", ")
+    let names = members.iter().take(NAMES_SHOWN_MAX).map(|name| Shown(name).to_string());
+    let names: Vec<_> = names.collect();
+    names.join(", ") + &more(members.len())
+}
+
+fn more(names: usize) -> String {
+    match names.saturating_sub(NAMES_SHOWN_MAX) {
+        0 => String::new(),
+        others => format!(" and {others} more"),
+    }
 }
 
 /// The first names, and how many there are beside them.
 fn list<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let others = names.len().saturating_sub(NAMES_SHOWN_MAX);
-    let mut text = names.take(NAMES_SHOWN_MAX).collect::<Vec<_>>().join(", ");
-    if others > 0 {
-        text.push_str(&format!(" and {others} more"));
-    }
-    text
+    let more = more(names.len());
+    names.take(NAMES_SHOWN_MAX).collect::<Vec<_>>().join(", ") + &more
 }
 
 fn may_fire(transitions: &[TransitionId]) -> String {

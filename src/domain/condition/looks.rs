@@ -1,7 +1,7 @@
 //! The values that a condition names, so that a refusal can show what decided it.
 
 use cel::common::ast::{Expr, IdedExpr, LiteralValue, operators};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Seen;
 use super::parse::parts;
@@ -9,7 +9,7 @@ use super::parse::parts;
 /// Values of one condition that are shown.
 const LOOKS_MAX: usize = 16;
 
-/// Bytes of a value's JSON, above which it is left out.
+/// About how many bytes of JSON a value may have; a longer one is left out.
 const VALUE_BYTES_MAX: usize = 1_024;
 
 /// One value that a condition names, such as `token.data.lines[0].sku`.
@@ -123,18 +123,18 @@ impl Look {
     /// Its text and the value, where it is there and not too long.
     pub fn value(&self, seen: &Seen<'_>) -> Option<(String, Value)> {
         let value = match self.root {
-            Root::Input => follow(seen.input(), &self.path)?.clone(),
-            Root::Next => follow(seen.next, &self.path)?.clone(),
-            Root::Now => follow(&json!(seen.now), &self.path)?.clone(),
+            Root::Input => short(follow(seen.input(), &self.path)?)?,
+            Root::Next => short(follow(seen.next, &self.path)?)?,
+            Root::Now => short(follow(&json!(seen.now), &self.path)?)?,
             Root::Token => of_token(seen, &self.path)?,
             Root::Caller => {
                 let caller = seen.caller;
                 let caller =
                     json!({ "id": caller.id, "roles": caller.roles, "claims": caller.claims });
-                follow(&caller, &self.path)?.clone()
+                short(follow(&caller, &self.path)?)?
             }
         };
-        (value.to_string().len() <= VALUE_BYTES_MAX).then(|| (self.text.clone(), value))
+        Some((self.text.clone(), value))
     }
 }
 
@@ -143,13 +143,16 @@ fn of_token(seen: &Seen<'_>, path: &[Part]) -> Option<Value> {
     let (Part::Member(name), rest) = path.split_first()? else { return None };
     let token = seen.token;
     let value = match name.as_str() {
-        "data" => return follow(&token.data, rest).cloned(),
+        "data" => return short(follow(&token.data, rest)?),
         "metadata" => match rest.split_first() {
             Some((Part::Member(name), rest)) => {
-                return follow(token.metadata.get(name)?, rest).cloned();
+                return short(follow(token.metadata.get(name)?, rest)?);
             }
             Some((Part::Item(_), _)) => return None,
-            None => json!(token.metadata),
+            None => {
+                return members_left(&token.metadata, VALUE_BYTES_MAX)
+                    .map(|_| json!(token.metadata));
+            }
         },
         "id" => json!(token.id),
         "place" => json!(token.place),
@@ -166,4 +169,51 @@ fn follow<'a>(value: &'a Value, path: &[Part]) -> Option<&'a Value> {
         Part::Member(name) => value.as_object()?.get(name),
         Part::Item(index) => value.as_array()?.get(*index),
     })
+}
+
+/// A copy of a value that is not too long.
+fn short(value: &Value) -> Option<Value> {
+    left(value, VALUE_BYTES_MAX).map(|_| value.clone())
+}
+
+/// What is left of so many bytes once a value is written, about; none if it needs more. A long value is not gone
+/// through any further than that.
+fn left(value: &Value, bytes: usize) -> Option<usize> {
+    let bytes = bytes.checked_sub(1)?;
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => bytes.checked_sub(3),
+        Value::String(text) => bytes.checked_sub(text.len() + 1),
+        Value::Array(items) => items.iter().try_fold(bytes, |bytes, item| left(item, bytes)),
+        Value::Object(members) => members_left(members, bytes),
+    }
+}
+
+fn members_left(members: &Map<String, Value>, bytes: usize) -> Option<usize> {
+    members
+        .iter()
+        .try_fold(bytes, |bytes, (name, value)| left(value, bytes.checked_sub(name.len() + 4)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_value_is_about_what_its_json_takes() {
+        for value in [
+            json!(null),
+            json!("text"),
+            json!([1, [2, 3], {}]),
+            json!({ "a": { "b": [true, "x"] }, "name": "y".repeat(200) }),
+        ] {
+            let written = VALUE_BYTES_MAX - left(&value, VALUE_BYTES_MAX).unwrap();
+            let json = value.to_string().len();
+            assert!(written.abs_diff(json) <= 2 + json / 2, "{value}: {written} for {json}");
+            assert_eq!(left(&value, written), Some(0), "{value}");
+            assert_eq!(left(&value, written - 1), None, "{value}");
+        }
+        let long = json!({ "a": vec![0; VALUE_BYTES_MAX] });
+        assert_eq!(short(&long), None);
+        assert_eq!(short(&json!("x".repeat(VALUE_BYTES_MAX))), None);
+    }
 }

@@ -130,8 +130,7 @@ pub struct Scope<'a> {
 impl<'a> Scope<'a> {
     /// Lends what is to be seen.
     pub fn new(seen: &Seen<'a>) -> Self {
-        static ROOT: LazyLock<Context<'static, 'static>> = LazyLock::new(price::root_context);
-        let root: &'a Context<'a, 'a> = &ROOT;
+        let root: &'a Context<'a, 'a> = price::root_context();
         let mut context = root.new_inner_scope();
         context.add_variable_as_val("token", token_value(seen.token));
         context.add_variable_as_val("input", value(seen.input()));

@@ -5,7 +5,7 @@
 //! names begin with `@` so that no client can write them.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::common::types::{CelBool, CelInt, CelString, DYN_TYPE, INT_TYPE, Kind};
@@ -92,7 +92,12 @@ pub fn text_bytes(value: &dyn Val) -> usize {
 }
 
 /// The functions that conditions and the rewriting below may call.
-pub fn root_context() -> Context<'static, 'static> {
+pub fn root_context() -> &'static Context<'static, 'static> {
+    static ROOT: LazyLock<Context<'static, 'static>> = LazyLock::new(functions);
+    &ROOT
+}
+
+fn functions() -> Context<'static, 'static> {
     let mut env = Env::default().with_optional_support(false).with_stdlib();
     let added = [
         env.add_overload("@round", "@round", vec![INT_TYPE], round),

@@ -185,7 +185,7 @@ fn constant(call: &CallExpr) -> Result<(), String> {
         return Ok(());
     }
     let conversion = IdedExpr { id: 0, expr: Expr::Call(call.clone()) };
-    match cel::Value::resolve(&conversion, &cel::Context::default()) {
+    match cel::Value::resolve(&conversion, super::price::root_context()) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
     }

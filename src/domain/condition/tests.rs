@@ -336,6 +336,7 @@ fn what_a_condition_looked_at_is_told_by_its_text() {
             json!({ "token.metadata.team": "a", "token.version": 3 }),
         ),
         ("token == input", json!({ "input": {} })),
+        ("token.data == next && token.data.l == 1", json!({ "token.data.l": [{ "sku": "a" }] })),
         (
             "token.data.l[input.n] == 1 && next.n == next.n",
             json!({ "token.data.l": [{ "sku": "a" }], "next.n": 2400 }),
