@@ -28,6 +28,11 @@ pub fn charge_members(ctx: &Context<'_>, members: &Map<String, Value>) -> Result
     charge(ctx, members_size(members))
 }
 
+/// Takes out what texts will need.
+pub fn charge_texts<'a>(ctx: &Context<'_>, texts: impl Iterator<Item = &'a str>) -> Result<()> {
+    charge(ctx, texts.map(|text| 32 + text.len()).sum())
+}
+
 /// Takes out what the selected fields of `rows` rows will need, apart from free JSON.
 pub fn charge_rows(ctx: &Context<'_>, rows: usize) -> Result<()> {
     charge(ctx, rows.saturating_mul(fields(ctx.field())).saturating_mul(FIELD_BYTES))

@@ -4,7 +4,7 @@ use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, Simpl
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
-use super::budget::{charge_json, charge_members, charge_rows, session};
+use super::budget::{charge_json, charge_members, charge_rows, charge_texts, session};
 use super::error::answer;
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
 use crate::engine;
@@ -56,6 +56,10 @@ impl Workflow {
         session(ctx).pay_steps(self.0.edges()).map_err(answer)?;
         let warnings = self.0.warnings();
         charge_rows(ctx, warnings.len())?;
+        for warning in &warnings {
+            let texts = warning.path.iter().chain([&warning.message]);
+            charge_texts(ctx, texts.map(String::as_str))?;
+        }
         Ok(warnings.into_iter().map(SoundnessWarning::from).collect())
     }
     async fn created_at(&self) -> String {

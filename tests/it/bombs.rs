@@ -353,6 +353,37 @@ fn slow_clients_do_not_keep_others_waiting() {
 }
 
 /// Every input type may be that of a variable with a default; of unknown ones the library panics.
+/// A hundred traps behind a long way, to each of which the whole way could be shown.
+#[test]
+fn the_paths_of_warnings_are_bounded_together() {
+    let name = |kind: &str, n: usize| format!("{kind}{n}{}", "x".repeat(100));
+    let way = |id: String, from: usize, to: usize| json!({ "id": id, "fromPlaces": [name("p", from)], "toPlace": name("p", to) });
+    let chain = (0..590).map(|n| way(name("t", n), n, n + 1));
+    let into = (591..699).map(|n| way(name("u", n), 590, n));
+    let traps = (591..699).map(|n| way(name("v", n), n, n));
+    let end = way("end".to_owned(), 590, 699);
+    let transitions: Vec<_> = chain.chain(into).chain(traps).chain([end]).collect();
+    let places: Vec<_> = (0..700).map(|n| name("p", n)).collect();
+    let input = json!({ "id": "w", "name": "w", "initialPlace": places[0], "places": places, "transitions": transitions });
+    runtime().block_on(async {
+        let api = Api::new(Backend::Memory);
+        api.data(CREATE_WORKFLOW, json!({ "input": input })).await;
+        let ask = |times: usize| {
+            let fields: String = (0..times)
+                .map(|n| format!("a{n}: workflow(id: \"w\") {{ warnings {{ path }} }} "))
+                .collect();
+            format!("{{ {fields} }}")
+        };
+        let few = api.data(&ask(1), json!({})).await["a0"]["warnings"].take();
+        let paths: Vec<_> =
+            few.as_array().unwrap().iter().map(|w| w["path"].as_array().unwrap().len()).collect();
+        assert_eq!((paths.len(), paths[0], paths[99]), (100, 1_183, 1), "{paths:?}");
+        assert!(paths.iter().sum::<usize>() <= 2_100, "{paths:?}");
+        let many = api.ask(&ask(50), json!({})).await;
+        assert!(many["errors"].is_null() && many.to_string().len() < 16 << 20);
+    });
+}
+
 #[test]
 fn every_input_type_may_have_a_default() {
     let api = Api::new(Backend::Memory);

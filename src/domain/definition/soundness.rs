@@ -8,6 +8,10 @@ use crate::domain::id::PlaceId;
 /// Warnings for one definition.
 const WARNINGS_MAX: usize = 100;
 
+/// Places and transitions in the paths of all warnings that tell how a token comes to a place: the longest path fits,
+/// where it is the first; those that do not fit any more show the place alone.
+const PATHS_MAX: usize = 2_000;
+
 /// Names that one message repeats.
 const NAMES_SHOWN_MAX: usize = 10;
 
@@ -38,7 +42,7 @@ impl WorkflowDefinition {
     /// places where they are named.
     pub fn warnings(&self) -> Vec<SoundnessWarning> {
         let graph = Graph::of(self);
-        let reached = graph.forward(graph.entries());
+        let reached = graph.forward(graph.entries(), &[]);
         let mut warnings = Vec::new();
         for (place, came) in self.places.iter().zip(&reached) {
             if came.is_none() {
@@ -104,8 +108,9 @@ impl<'a> Graph<'a> {
         self.index[&self.definition.transitions[transition].to_place]
     }
 
-    /// All places that are reached from some, by the shortest path to each.
-    fn forward(&self, begin: Vec<usize>) -> Vec<Came> {
+    /// All places that are reached from some, by the shortest path to each, without a way through those that are
+    /// `closed`.
+    fn forward(&self, begin: Vec<usize>, closed: &[bool]) -> Vec<Came> {
         let mut came: Vec<Came> = vec![None; self.out.len()];
         let mut waiting = VecDeque::new();
         for place in begin {
@@ -115,7 +120,7 @@ impl<'a> Graph<'a> {
         while let Some(place) = waiting.pop_front() {
             for &transition in &self.out[place] {
                 let to = self.leads_to(transition);
-                if came[to].is_none() {
+                if came[to].is_none() && !closed.get(to).is_some_and(|closed| *closed) {
                     came[to] = Some(Some((transition, place)));
                     waiting.push_back(to);
                 }
@@ -149,13 +154,13 @@ impl<'a> Graph<'a> {
     /// Parts that a token can come to and never leave, each once, where it is first met.
     fn traps(&self, reached: &[Came]) -> Vec<SoundnessWarning> {
         let leads = self.lead_to_an_end();
-        let mut told = leads.clone();
+        let (mut told, mut names_left) = (leads, PATHS_MAX);
         let mut warnings = Vec::new();
         for place in 0..told.len() {
             if told[place] || reached[place].is_none() || warnings.len() == WARNINGS_MAX {
                 continue;
             }
-            let inside = self.forward(vec![place]);
+            let inside = self.forward(vec![place], &told);
             let inside: Vec<_> = (0..told.len()).filter(|there| inside[*there].is_some()).collect();
             inside.iter().for_each(|there| told[*there] = true);
             let name = &self.definition.places[place];
@@ -168,12 +173,17 @@ impl<'a> Graph<'a> {
                 [] => String::new(),
                 some => format!(", nor from where it leads: {}", some.join(", ")),
             };
+            let mut path = self.path(reached, place);
+            match names_left.checked_sub(path.len()) {
+                Some(left) => names_left = left,
+                None => path = vec![name.to_string()],
+            }
             warnings.push(SoundnessWarning {
                 code: SoundnessCode::NoWayOut,
                 message: format!(
                     "a token that comes to place {name} is never completed: no final place can be reached from there{others}"
                 ),
-                path: self.path(reached, place),
+                path,
             });
         }
         warnings
@@ -240,6 +250,13 @@ mod tests {
                 "a>b b>c c>c b>d d>d b>e",
                 None,
                 &["NoWayOut a a_b b b_c c", "NoWayOut a a_b b b_d d"],
+            ),
+            // What leads to a trap that was told is one, too.
+            (
+                "a b c d e",
+                "a>b b>b a>c c>b a>d e>d",
+                Some("e"),
+                &["NoWayOut a a_b b", "NoWayOut a a_c c"],
             ),
             ("a b c", "a>b c>b", None, &["UnreachablePlace c", "DeadTransition c c_b"]),
             ("a b c", "a>b c>b", Some("c"), &[]),
