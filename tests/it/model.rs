@@ -137,7 +137,8 @@ fn operation(random: &mut Rng, tokens: &[Uuid]) -> Operation {
 
 /// Does one operation and tells all of the answer that does not depend on the backend.
 async fn perform(subject: &Subject, operation: Operation) -> Result<String, EngineError> {
-    let engine = &subject.engine.session(Caller::anyone());
+    let session = || subject.engine.session(Caller::anyone());
+    let engine = &session();
     let shown = |stored: StoredToken| format!("{:?}", without_place_on_bus(&stored.token));
     match operation {
         Operation::CreateWorkflow(draft) => {
@@ -158,11 +159,11 @@ async fn perform(subject: &Subject, operation: Operation) -> Result<String, Engi
         Operation::Available { token } => {
             Ok(format!("{:?}", engine.available_transitions(token, None).await?))
         }
-        Operation::List { workflow, place, first } => list(engine, workflow, place, first).await,
+        Operation::List { workflow, place, first } => list(session, workflow, place, first).await,
         Operation::History { token, first } => {
             let (mut text, mut before) = (String::new(), None::<Sequence>);
             loop {
-                let page = engine.token_history(token, first, before).await?;
+                let page = session().token_history(token, first, before).await?;
                 before = page.items.last().map(|stored| stored.sequence);
                 text += &format!(
                     "{:?} {}\n",
@@ -184,8 +185,9 @@ async fn perform(subject: &Subject, operation: Operation) -> Result<String, Engi
     }
 }
 
+/// Each page is a request of its own, as a client asks for it.
 async fn list(
-    engine: &Session,
+    session: impl Fn() -> Session,
     workflow: Option<String>,
     place: Option<String>,
     first: usize,
@@ -198,7 +200,7 @@ async fn list(
             first,
             after,
         };
-        let page = engine.token_page(request).await?;
+        let page = session().token_page(request).await?;
         after = page.items.last().map(|stored| stored.revision);
         text += &format!(
             "{:?} {}\n",
@@ -231,7 +233,15 @@ async fn compare(seed: u64, memory: Subject, mut other: Subject) {
             Ok(text) => text.clone(),
             Err(error) => format!("{error:?}"),
         };
-        assert_eq!(show(&expected), show(&answer), "seed {seed}, step {step}: {operation:?}");
+        let (expected, found) = (show(&expected), show(&answer));
+        if expected != found {
+            let same = expected.bytes().zip(found.bytes()).take_while(|(a, b)| a == b).count();
+            let part = |text: &str| text.chars().skip(same.saturating_sub(200)).take(600).collect();
+            let (expected, found): (String, String) = (part(&expected), part(&found));
+            panic!(
+                "seed {seed}, step {step}: {operation:?}\nbyte {same}\nmemory: {expected}\n other: {found}"
+            );
+        }
         worked += usize::from(answer.is_ok());
         if let (Operation::CreateToken { .. }, Ok(text)) = (&operation, &answer) {
             let id = text.split("id: ").nth(1).unwrap().split(',').next().unwrap();

@@ -55,7 +55,8 @@ impl Node {
     }
 
     pub async fn define(&self, id: &str) {
-        assert_eq!(self.code(CREATE_WORKFLOW, review_input(id)).await, "");
+        let answer = self.ask(CREATE_WORKFLOW, review_input(id)).await;
+        assert_eq!(answer["data"]["createWorkflow"]["id"], id, "{answer}");
     }
 
     pub async fn create(&self, workflow: &str) -> String {
