@@ -18,7 +18,7 @@ use crate::nats_bus::{Bus, STREAM, next, so_far};
 use crate::nats_life::Node;
 use crate::nats_outage::signal;
 use crate::nats_permissions::{engine_config, permissions};
-use crate::nats_server::{Cluster, configured};
+use crate::nats_server::{Cluster, NatsServer, configured};
 use crate::support::{fired, new_token, now, review_workflow, runtime};
 
 /// Tokens that are moved at once, each by one mover alone.
@@ -167,16 +167,9 @@ fn a_refusal_of_one_that_leads_no_more_is_no_proof() {
 fn what_was_seen_of_a_change_is_not_forgotten_for_one_that_leads_no_more() {
     let Some(cluster) = Cluster::start() else { return };
     runtime().block_on(async {
-        let any = cluster.open(0).await;
-        let bus = Bus::connect(&cluster.nodes[0]).await;
-        let leader = bus.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
-        let leads = (0..3).find(|n| leader == format!("n{n}")).unwrap();
-        any.close().await;
-        // Where it does not lead, somebody else is often heard first.
-        let node = &cluster.nodes[(leads + 1) % 3];
-        let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
-        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
-        let storage = Arc::new(NATSStorage::with_options(config, options).await.unwrap());
+        cluster.open(0).await.close().await;
+        let node = beside_the_leader(&cluster).await;
+        let storage = Arc::new(open_at(&cluster, node).await);
         let told = Arc::new(Told::default());
         let movers = movers(&storage, &told).await;
         until_more_are_done(&told, MOVERS).await;
@@ -231,6 +224,119 @@ fn what_was_seen_of_a_change_is_not_forgotten_for_one_that_leads_no_more() {
     });
 }
 
+/// Refuses each commit for want of room, as a leader that does not hear the others, and shows these messages of
+/// tokens as the newest.
+async fn lies_of_being_full(
+    bus: Bus,
+    before: HashMap<String, String>,
+    lies: Arc<AtomicUsize>,
+) -> impl Future<Output = ()> {
+    let mut info = bus.stream().await;
+    for replica in info["cluster"]["replicas"].as_array_mut().unwrap() {
+        replica["active"] = json!(5_000_000_000_u64);
+    }
+    let error =
+        json!({ "code": 400, "err_code": 10_077, "description": "maximum messages exceeded" });
+    let full = json!({ "stream": STREAM, "seq": 0, "error": error }).to_string();
+    let info = info.to_string();
+    let api = bus.subscribe(&format!("$JS.API.STREAM.*.{STREAM}")).await;
+    let reads = bus.subscribe(&format!("$JS.API.STREAM.MSG.GET.{STREAM}")).await;
+    let mut heard = futures_util::stream::select_all([bus.subscribe("cb.>").await, api, reads]);
+    async move {
+        while let Some(message) = heard.next().await {
+            let asked = String::from_utf8_lossy(&message.payload).into_owned();
+            let id = asked.rsplit('.').next().unwrap_or_default().trim_matches(['"', '}']);
+            let commits = message.headers.is_some_and(|h| h.get("Nats-Batch-Commit").is_some());
+            let lie = match message.subject.as_str() {
+                subject if subject.starts_with("$JS.API.STREAM.INFO") => Some(info.clone()),
+                subject if subject.starts_with("$JS.API.STREAM.MSG") => before.get(id).cloned(),
+                subject if subject.starts_with("cb.") && commits => Some(full.clone()),
+                _ => None,
+            };
+            if let (Some(reply), Some(lie)) = (message.reply, lie) {
+                lies.fetch_add(1, Ordering::Relaxed);
+                bus.client.publish(reply, lie.into()).await.unwrap();
+            }
+        }
+    }
+}
+
+/// The same one refuses each try for want of room, and shows the token as it was before: that its own change is
+/// not there is no proof, as it does not hear the others any more.
+#[test]
+fn what_one_that_is_cut_off_does_not_show_may_be_done() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        cluster.open(0).await.close().await;
+        let node = beside_the_leader(&cluster).await;
+        let storage = Arc::new(open_at(&cluster, node).await);
+        let workflow = Arc::new(review_workflow("w"));
+        let event = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+        storage.insert_workflow(workflow.definition().clone(), event).await.unwrap();
+        let bus = Bus::connect(node).await;
+        let get = format!("STREAM.MSG.GET.{STREAM}");
+        let (mut drafts, mut before) = (Vec::new(), HashMap::new());
+        for _ in 0..MOVERS {
+            let draft = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+            let state = bus.ask(&get, &json!({ "seq": draft.revision.0 })).await;
+            before.insert(draft.token.id.to_string(), state.to_string());
+            drafts.push(draft);
+        }
+        let lies = Arc::new(AtomicUsize::new(0));
+        let liar = tokio::spawn(lies_of_being_full(bus, before, Arc::clone(&lies)).await);
+        // The leader takes all of it, and is heard late.
+        let leader = leading(&cluster).await;
+        let slow = async {
+            loop {
+                signal(&cluster.nodes[leader], "-STOP");
+                sleep(Duration::from_millis(40)).await;
+                signal(&cluster.nodes[leader], "-CONT");
+                sleep(Duration::from_millis(8)).await;
+            }
+        };
+        let mut moves = JoinSet::new();
+        for draft in drafts {
+            let (storage, workflow) = (Arc::clone(&storage), Arc::clone(&workflow));
+            moves.spawn(async move {
+                let told = storage.commit(draft.revision, fired(&workflow, &draft, "submit")).await;
+                (draft, told)
+            });
+        }
+        let told = tokio::select! { told = moves.join_all() => told, () = slow => unreachable!() };
+        liar.abort();
+        signal(&cluster.nodes[leader], "-CONT");
+        assert!(lies.load(Ordering::Relaxed) > MOVERS);
+        for (draft, told) in told {
+            let there = now_there(&storage, &draft).await;
+            match told {
+                Ok(moved) => assert_eq!(there.token.version, moved.token.version),
+                Err(StorageError::OutcomeUnknown { .. }) => {}
+                Err(error) => assert_eq!(there.token.version, 1, "told not to be done: {error}"),
+            }
+        }
+        storage.close().await;
+    });
+}
+
+/// Which node leads the stream.
+async fn leading(cluster: &Cluster) -> usize {
+    let bus = Bus::connect(&cluster.nodes[0]).await;
+    let leader = bus.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
+    (0..3).find(|n| leader == format!("n{n}")).unwrap()
+}
+
+/// A node that does not lead: there somebody else is often heard before the leader.
+async fn beside_the_leader(cluster: &Cluster) -> &NatsServer {
+    &cluster.nodes[(leading(cluster).await + 1) % 3]
+}
+
+/// The store over this node alone.
+async fn open_at(cluster: &Cluster, node: &NatsServer) -> NATSStorage {
+    let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
+    let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
+    NATSStorage::with_options(config, options).await.unwrap()
+}
+
 /// The permission to hear answers is taken away under load and given back.
 #[test]
 fn what_was_sent_and_whose_answer_may_not_be_heard_is_unknown() {
@@ -270,17 +376,11 @@ fn a_read_that_shows_less_than_was_written_here_is_asked_again() {
         let workflow = review_workflow("w");
         let event = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
         storage.insert_workflow(workflow.definition().clone(), event).await.unwrap();
-        let any = Bus::connect(&cluster.nodes[0]).await;
-        let leader = any.stream().await["cluster"]["leader"].as_str().unwrap().to_owned();
-        let leads = (0..3).find(|n| leader == format!("n{n}")).unwrap();
         storage.close().await;
-
-        // Where it does not lead, somebody else can be heard while it stands still.
+        let leads = leading(&cluster).await;
         let node = &cluster.nodes[(leads + 1) % 3];
-        let config = NATSStorageConfig { nats_urls: vec![node.url()], ..cluster.config(0) };
-        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
-        let storage = NATSStorage::with_options(config.clone(), options.clone()).await.unwrap();
-        let fresh = NATSStorage::with_options(config, options).await.unwrap();
+        let storage = open_at(&cluster, node).await;
+        let fresh = open_at(&cluster, node).await;
         let bus = Bus::connect(node).await;
         let get = format!("$JS.API.STREAM.MSG.GET.{STREAM}");
         // Also one that has not seen it, for somebody who has heard of it.

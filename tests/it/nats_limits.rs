@@ -12,7 +12,7 @@ use circuit_breaker::{NATSStorage, NATSStorageConfig, NATSStorageOptions};
 use serde_json::json;
 
 use crate::nats_bus::Bus;
-use crate::nats_server::NatsServer;
+use crate::nats_server::{Cluster, NatsServer};
 use crate::support::{
     CREATE_TOKEN, CREATE_WORKFLOW, FIRE, Server, as_written, fired, new_token, now, review_input,
     review_workflow, runtime, workflow_id,
@@ -99,6 +99,32 @@ fn events_and_completed_tokens_go_with_age_and_what_lives_stays() {
         assert_eq!(moved.token.transition_history.len(), 2, "it carries its newest moves itself");
         assert_eq!(storage.token_moves(&moved.token, None, ALL).await.unwrap().items.len(), 1);
         other.close().await;
+        storage.close().await;
+    });
+}
+
+/// There a refusal alone is no proof, so what was refused is looked for before that is said.
+#[test]
+fn in_a_cluster_a_full_store_is_told_as_full() {
+    let Some(cluster) = Cluster::start() else { return };
+    runtime().block_on(async {
+        let config = NATSStorageConfig { default_max_messages: 150, ..cluster.config(0) };
+        let options = NATSStorageOptions { replicas: 3, ..NATSStorageOptions::new() };
+        let storage = Arc::new(NATSStorage::with_options(config, options).await.unwrap());
+        create_workflow(&storage, "w").await;
+        let (mut created, mut full) = (0, 0);
+        while full < 40 {
+            let creations = (0..20).map(|_| create(&storage, 10));
+            for told in futures_util::future::join_all(creations).await {
+                match told {
+                    Ok(_) => created += 1,
+                    Err(StorageError::Full { .. }) => full += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert!(created < 150);
+        }
+        assert_eq!(listed(&storage).await.len(), created);
         storage.close().await;
     });
 }

@@ -6,6 +6,7 @@ use async_nats::{HeaderMap, HeaderName, Message};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, LinkError};
 use super::names::{FORMAT, STREAM, header};
@@ -27,6 +28,9 @@ const SILENT_MAX: Duration = Duration::from_secs(3);
 
 /// After which silence of most replicas a leader may be none any more.
 const CUT_OFF_MIN: Duration = Duration::from_secs(2);
+
+/// How many are heard that say to be the leader of the stream.
+const LEADERS_MAX: usize = 2;
 
 /// Error codes of nats-server (`server/errors.json` there).
 pub mod code {
@@ -230,6 +234,22 @@ pub struct StreamState {
 pub async fn stream_state(link: &Link) -> Result<StreamState, ApiError> {
     let info = ask(link, &format!("STREAM.INFO.{STREAM}"), &Value::Null).await?;
     Ok(StreamState::read(&info))
+}
+
+/// Who answers as the leader of the stream: for a moment there may be another one, which does not know yet that
+/// it leads no more. Whoever is heard `wait` after the first or later is not among them.
+pub async fn leaders(link: &Link, wait: Duration) -> Result<Vec<StreamState>, ApiError> {
+    let subject = format!("$JS.API.STREAM.INFO.{STREAM}");
+    let asked = link.request_many(subject, None, Bytes::new(), LEADERS_MAX, ANSWER_WAIT);
+    let mut answers = asked.await?;
+    let mut leaders = vec![StreamState::read(&parse(&answers.next().await?.payload)?)];
+    let until = Instant::now() + wait;
+    while leaders.len() < LEADERS_MAX
+        && let Ok(Ok(answer)) = timeout_at(until, answers.next()).await
+    {
+        leaders.push(StreamState::read(&parse(&answer.payload)?));
+    }
+    Ok(leaders)
 }
 
 impl StreamState {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -22,6 +23,7 @@ use crate::storage::nats::read::anchor::{self, Anchor};
 use crate::storage::nats::read::known::Standing;
 use crate::storage::nats::read::reader::unavailable;
 use crate::storage::nats::read::token;
+use crate::storage::nats::wire::jetstream::{self, StreamState};
 use crate::storage::nats::wire::names;
 
 /// Tokens that are asked for at once.
@@ -32,6 +34,9 @@ const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// By how much nats-server may remove something before its time.
 const GONE_MARGIN: Duration = Duration::from_millis(500);
+
+/// How long after the first leader another one is heard that answers, too.
+const RIVAL_WAIT: Duration = Duration::from_millis(100);
 
 /// What a message stands in the way of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +158,7 @@ impl Arbiter {
         }
         let commits: Vec<_> = maybe_done.iter().map(|pending| &pending.commit).collect();
         let mut found = self.find_all(&commits).await.into_iter();
+        let shows_all = OnceCell::new();
         for mut pending in maybe_done {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
@@ -165,12 +171,27 @@ impl Arbiter {
                 }
                 // It is not there, or cannot be looked for; then a try that fails says more.
                 absent => {
-                    pending.contested &= absent.is_none();
+                    if pending.contested && absent.is_some() {
+                        pending.contested = !*shows_all.get_or_init(|| self.shows_all()).await;
+                    }
                     worth.extend(expire_or_keep(pending, Instant::now()));
                 }
             }
         }
         worth
+    }
+
+    /// Whether what was just looked at shows all that is done: where several nats-servers hold the stream, one
+    /// that was cut off and leads no more may have shown less than the leader has.
+    async fn shows_all(&self) -> bool {
+        let reader = &self.mender.reader;
+        let acknowledged = reader.acknowledged();
+        let leads = |one: &StreamState| !one.is_cut_off && one.last_sequence >= acknowledged;
+        if !reader.has_copies() {
+            return true;
+        }
+        let leaders = jetstream::leaders(&reader.link, RIVAL_WAIT).await;
+        leaders.is_ok_and(|leaders| leaders.len() == 1 && leaders.iter().all(leads))
     }
 
     /// What a message stands in the way of.
@@ -220,7 +241,7 @@ impl Arbiter {
     }
 
     /// After a refusal that may have come once something was stored: answers what is there, and gives
-    /// the rest. Nothing of it is under way any more, so what is not there is not done.
+    /// the rest. Nothing of it is under way any more, so what is not there is not done, unless it is contested.
     pub async fn settle_refused(&self, group: Vec<Pending>) -> Vec<Pending> {
         let before: Vec<_> = group.iter().map(|pending| pending.maybe_done).collect();
         let commits: Vec<_> = group.iter().map(|pending| &pending.commit).collect();
@@ -230,7 +251,7 @@ impl Arbiter {
             match found.next() {
                 Some(Found::Stored(sequence)) => answer(pending, Ok(sequence)),
                 Some(Found::Absent) => {
-                    (pending.maybe_done, pending.contested) = (before, false);
+                    pending.maybe_done = before;
                     rest.push(pending);
                 }
                 Some(Found::Unclear(reason)) => {
@@ -254,13 +275,19 @@ impl Arbiter {
     pub async fn settle_contested(&self, group: Vec<Pending>) -> Vec<Pending> {
         let (contested, mut rest): (Vec<_>, Vec<_>) =
             group.into_iter().partition(|pending| pending.contested);
-        rest.extend(self.settle_refused(contested).await);
+        let mut absent = self.settle_refused(contested).await;
+        if !absent.is_empty() {
+            let is_open = !self.shows_all().await;
+            absent.iter_mut().for_each(|pending| pending.contested = is_open);
+        }
+        rest.extend(absent);
         rest
     }
 
     /// Answers creations for which there is no room: what is there already is told as that.
     pub async fn refuse_for_room(&self, group: Vec<Pending>, reason: String) {
         let (reason, until) = (&reason, Instant::now() + ASK_WAIT_MAX);
+        let shows_all = &OnceCell::new();
         let refused = stream::iter(group).map(|mut pending| async move {
             let taken = self.is_taken(&pending, until).await;
             if taken == Some(true) && !pending.maybe_done {
@@ -268,7 +295,9 @@ impl Arbiter {
                     no_room_for(unseen, Some(reason.clone()));
                 }
             } else {
-                pending.contested &= taken.is_none();
+                if pending.contested && taken.is_some() {
+                    pending.contested = !*shows_all.get_or_init(|| self.shows_all()).await;
+                }
                 no_room_for(pending, Some(reason.clone()));
             }
         });
