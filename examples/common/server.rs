@@ -26,10 +26,14 @@ impl OwnServer {
         let url = format!("http://{}", listener.local_addr()?);
         let engine = Arc::new(Engine::new(storage));
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = runtime.spawn(http::serve(listener, http::router(engine), async {
-            // A sender that is gone is a signal, too.
-            drop(stopped.await);
-        }));
+        let serving = runtime.spawn(http::serve(
+            listener,
+            http::router(engine, http::Hosts::default(), None),
+            async {
+                // A sender that is gone is a signal, too.
+                drop(stopped.await);
+            },
+        ));
         Ok((Self { serving, stop }, url))
     }
 

@@ -17,6 +17,8 @@ pub struct Config {
     pub backend: Backend,
     /// `LISTEN_ADDR`: where to listen; with port 0 the system chooses a free one.
     pub listen: SocketAddr,
+    /// `ALLOWED_HOSTS`: names that the server is called by.
+    pub hosts: Vec<String>,
     /// `METRICS_ENABLED`: whether `/metrics` is served.
     pub metrics: bool,
     /// `RUST_LOG`: which log lines are written.
@@ -86,7 +88,8 @@ impl Config {
             return Err(wrong(&RUST_LOG, &log, error.to_string().trim()));
         }
         let metrics = environment.is_true(&METRICS_ENABLED)?;
-        Ok(Self { backend, listen, metrics, log })
+        let hosts = environment.hosts()?;
+        Ok(Self { backend, listen, hosts, metrics, log })
     }
 }
 
@@ -112,6 +115,23 @@ impl Environment<'_> {
             "true" => Ok(true),
             "false" => Ok(false),
             other => Err(wrong(variable, other, "use true or false")),
+        }
+    }
+
+    fn hosts(&self) -> Result<Vec<String>, ConfigError> {
+        let text = self.text(&ALLOWED_HOSTS)?;
+        let rule =
+            "use names of hosts without a port, separated by commas, such as orders.example.com";
+        let is_name = |name: &str| {
+            let allowed =
+                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+            !name.is_empty() && name.bytes().all(allowed)
+        };
+        let names: Vec<_> = text.split(',').map(str::trim).map(str::to_owned).collect();
+        match names.as_slice() {
+            [one] if one.is_empty() => Ok(Vec::new()),
+            all if all.iter().all(|name| is_name(name)) => Ok(names),
+            _ => Err(wrong(&ALLOWED_HOSTS, &text, rule)),
         }
     }
 

@@ -113,23 +113,21 @@ async fn listen(
         .map_err(|error| format!("LISTEN_ADDR={}: cannot listen there: {error}", config.listen))?;
     let address = listener.local_addr()?;
     tracing::info!("listening on http://{address}, storing in {place}");
-    let router = if config.metrics {
-        let metered = Arc::clone(&engine);
-        let text = move || {
-            let session = metered.session(Caller::anyone());
-            Box::pin(async move {
-                session
-                    .figures()
-                    .await
-                    .map_or_else(|error| format!("# {error}\n"), |f| metrics::text(&f))
-            }) as Pin<Box<_>>
-        };
-        http::router_with_metrics(engine, Arc::new(text))
-    } else {
-        http::router(engine)
-    };
+    let metrics = config.metrics.then(|| figures(Arc::clone(&engine)));
+    let router = http::router(engine, http::Hosts::new(config.hosts.iter().cloned()), metrics);
     http::serve(listener, router, stop).await;
     Ok(())
+}
+
+/// What `/metrics` shows.
+fn figures(engine: Arc<Engine>) -> http::Metrics {
+    Arc::new(move || {
+        let session = engine.session(Caller::anyone());
+        Box::pin(async move {
+            let figures = session.figures().await;
+            figures.map_or_else(|error| format!("# {error}\n"), |figures| metrics::text(&figures))
+        })
+    })
 }
 
 /// A store and what is said of it.

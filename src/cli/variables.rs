@@ -21,6 +21,7 @@ variables! {
     STORAGE_BACKEND = "sqlite", "where everything is kept: sqlite (one file), nats (a JetStream stream) or memory (lost at the end)";
     SQLITE_PATH = "circuit-breaker.db", "the file of the sqlite backend; it is created if it is not there";
     LISTEN_ADDR = "127.0.0.1:4000", "address and port to listen on";
+    ALLOWED_HOSTS = "", "names, separated by commas, that this server is called by beside IP addresses and localhost; requests by another name are refused";
     RUST_LOG = "info", "error, warn, info, debug or trace, or filters such as circuit_breaker=debug";
     METRICS_ENABLED = "true", "whether /metrics is served: true or false";
     HEALTH_CHECK_INTERVAL = "30", "seconds between two looks at the store; while it cannot be reached, the log says so once in that time";

@@ -6,6 +6,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::id::{PlaceId, TransitionId, WorkflowId};
+use super::json::memory_of;
 use super::token::{Token, TransitionRecord};
 
 /// What kind of thing happened.
@@ -54,7 +55,16 @@ pub struct WorkflowEvent {
     pub data: Option<Value>,
 }
 
+/// Bytes that an event takes in memory beside free JSON, about.
+const EVENT_BYTES: u64 = 600;
+
 impl WorkflowEvent {
+    /// Bytes that it takes in memory, about.
+    pub fn memory(&self) -> u64 {
+        let by = self.triggered_by.as_ref().map_or(0, String::len);
+        EVENT_BYTES + by as u64 + self.data.as_ref().map_or(0, memory_of)
+    }
+
     /// The creation of a workflow.
     pub fn workflow_created(workflow_id: WorkflowId, timestamp: DateTime<Utc>) -> Self {
         Self {

@@ -63,16 +63,16 @@ pub const LIST_ROWS_MAX: usize = 10_000;
 /// Rows of a page.
 pub const PAGE_ROWS_MAX: usize = 1_000;
 
-/// Bytes of stored tokens and events that one page reads: a page of large tokens ends early.
-pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that the tokens or events of one page take in memory, about: a page of large tokens ends early. A
+/// small token takes 1 to 4 KB.
+pub const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Bytes of stored tokens, events and definitions that one request may read with its lists. In
-/// memory they take several times as much until the answer is written.
-pub const RESULT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that the tokens, events and definitions take in memory, about, which one request reads with its lists.
+pub const RESULT_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// How often a move is decided anew when others move the token in between. At each try at least
 /// one of the racers succeeds, so this many racers of one token all get through.
 pub const COMMIT_ATTEMPTS_MAX: usize = 64;
 
-/// Bytes that the values of one answer may take in memory, roughly.
-pub const ANSWER_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes that the values of one answer may take in memory, roughly: 10,000 rows of 12 fields.
+pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;

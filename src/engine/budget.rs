@@ -1,10 +1,10 @@
 //! What one request may cost, whoever spends it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::EngineError;
@@ -13,7 +13,13 @@ use crate::domain::{Steps, TooCostly};
 use crate::storage::{Page, PageLimit, StorageError};
 
 /// Requests that read lists at once; a list is held in memory until its answer is written.
-const LISTERS_MAX: usize = 8;
+const LISTERS_MAX: usize = 4;
+
+/// Bytes of an answer that is made without such a place.
+const SMALL_ANSWER_BYTES: usize = 256 << 10;
+
+/// Reads of one thing that one request does at once.
+const READS_AT_ONCE: usize = 2;
 
 /// Time that a list waits for its turn.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -26,7 +32,10 @@ const LISTS_TIME_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Budget {
     steps: Arc<Steps>,
-    answer_bytes_left: AtomicUsize,
+    answer_bytes: AtomicUsize,
+    reads: Semaphore,
+    has_place: AtomicBool,
+    has_begun_to_write: AtomicBool,
     list_places: Arc<Semaphore>,
     // Held across a read on purpose: the lists of one request take turns, each sees what is left.
     lists: Mutex<Lists>,
@@ -61,7 +70,10 @@ impl Budget {
         };
         Self {
             steps: Arc::new(Steps::new(STEPS_MAX)),
-            answer_bytes_left: AtomicUsize::new(ANSWER_BYTES_MAX),
+            answer_bytes: AtomicUsize::new(0),
+            reads: Semaphore::new(READS_AT_ONCE),
+            has_place: AtomicBool::new(false),
+            has_begun_to_write: AtomicBool::new(false),
             list_places,
             lists: Mutex::new(lists),
         }
@@ -80,21 +92,42 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes out what a part of the answer will need in memory.
-    pub fn charge_answer(&self, bytes: usize) -> Result<(), EngineError> {
-        let take = |left: usize| left.checked_sub(bytes);
-        let left = &self.answer_bytes_left;
-        match left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                Err(EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: ANSWER_BYTES_MAX })
-            }
+    /// Takes out what a part of the answer needs in memory. A large answer needs a place, as a list does.
+    pub async fn charge_answer(&self, bytes: usize) -> Result<(), EngineError> {
+        let all = self.answer_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if all > ANSWER_BYTES_MAX {
+            return Err(answer_too_large());
         }
+        if all > SMALL_ANSWER_BYTES && !self.has_place.load(Ordering::Relaxed) {
+            self.place(&mut *self.lists.lock().await).await?;
+        }
+        Ok(())
     }
 
-    /// Waits for the turn of a list.
-    pub async fn list(&self) -> Result<MutexGuard<'_, Lists>, EngineError> {
-        let mut lists = self.lists.lock().await;
+    /// Fails if the answer is larger than it may be already.
+    pub fn check_answer(&self) -> Result<(), EngineError> {
+        let all = self.answer_bytes.load(Ordering::Relaxed);
+        if all > ANSWER_BYTES_MAX { Err(answer_too_large()) } else { Ok(()) }
+    }
+
+    /// Waits for the turn of a read of one thing, which is held in memory until it is answered.
+    pub async fn reads_one(&self) -> Result<SemaphorePermit<'_>, EngineError> {
+        let turn = self.reads.acquire().await;
+        turn.map_err(|_| StorageError::Unavailable { reason: "it was closed".to_owned() }.into())
+    }
+
+    /// Notes that a write begins, whose outcome whoever does not wait for it does not know.
+    pub fn begin_to_write(&self) {
+        self.has_begun_to_write.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a write has begun.
+    pub fn has_begun_to_write(&self) -> bool {
+        self.has_begun_to_write.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a place among those whose answers are large, unless there is one.
+    async fn place(&self, lists: &mut Lists) -> Result<(), EngineError> {
         if lists.place.is_none() {
             let busy = |reason: &str| StorageError::Unavailable { reason: reason.to_owned() };
             let place = Arc::clone(&self.list_places).acquire_owned();
@@ -103,7 +136,15 @@ impl Budget {
                 .map_err(|_| busy("too many lists are being read"))?;
             lists.place = Some(place.map_err(|_| busy("it was closed"))?);
             lists.until = Instant::now() + LISTS_TIME_MAX;
+            self.has_place.store(true, Ordering::Relaxed);
         }
+        Ok(())
+    }
+
+    /// Waits for the turn of a list.
+    pub async fn list(&self) -> Result<MutexGuard<'_, Lists>, EngineError> {
+        let mut lists = self.lists.lock().await;
+        self.place(&mut lists).await?;
         if lists.bytes_left == 0 || lists.rows_left == 0 {
             return Err(too_large());
         }
@@ -142,6 +183,11 @@ impl Lists {
         self.rows_left = self.rows_left.saturating_sub(page.read.max(page.items.len()));
         Ok(page)
     }
+}
+
+/// More than the values of an answer may take.
+fn answer_too_large() -> EngineError {
+    EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: ANSWER_BYTES_MAX }
 }
 
 /// More than an answer may hold.

@@ -51,6 +51,17 @@ impl Verb {
     pub fn name(self) -> &'static str {
         NAMES[self as usize]
     }
+
+    /// Whether it reads one thing as a whole, which may be large, so that few of one request are done at once.
+    pub fn reads_one(self) -> bool {
+        use Verb::{AvailableTransitions, ExplainTransitions, Token, Workflow};
+        matches!(self, AvailableTransitions | ExplainTransitions | Token | Workflow)
+    }
+
+    /// Whether it may change what is stored.
+    pub fn writes(self) -> bool {
+        matches!(self, Self::CreateWorkflow | Self::CreateToken | Self::Fire)
+    }
 }
 
 /// What came of it: `done`, `refused` for a reason that the client can do something about, `failed` for

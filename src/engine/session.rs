@@ -47,9 +47,19 @@ impl Session {
         Waiting(Arc::clone(&self.budget))
     }
 
-    /// Takes out of the budget what a part of the answer will need in memory.
-    pub fn charge_answer(&self, bytes: usize) -> Result<(), EngineError> {
-        self.budget.charge_answer(bytes)
+    /// Takes out of the budget what a part of the answer needs in memory. What is much waits for its place.
+    pub async fn charge_answer(&self, bytes: usize) -> Result<(), EngineError> {
+        self.budget.charge_answer(bytes).await
+    }
+
+    /// Fails if the answer is larger than it may be already: then nothing more is worth while.
+    pub fn check_answer(&self) -> Result<(), EngineError> {
+        self.budget.check_answer()
+    }
+
+    /// What became of the writes of a request that was not answered: UNKNOWN if one has begun.
+    pub fn outcome(&self) -> &'static str {
+        if self.budget.has_begun_to_write() { "UNKNOWN" } else { "NOT_DONE" }
     }
 
     /// Takes steps for a calculation that is not asked of the engine.
@@ -64,6 +74,13 @@ impl Session {
         work: impl Future<Output = Result<T, EngineError>>,
     ) -> Result<T, EngineError> {
         let metered = self.engine.meter.begin(verb);
+        if verb.writes() {
+            self.budget.begin_to_write();
+        }
+        if !verb.writes() {
+            self.budget.check_answer()?;
+        }
+        let _turn = if verb.reads_one() { Some(self.budget.reads_one().await?) } else { None };
         let span = tracing::debug_span!("verb", name = verb.name(), caller = %self.caller.id);
         let outcome = work.instrument(span).await;
         metered.end(&outcome);

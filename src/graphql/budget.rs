@@ -1,62 +1,87 @@
-//! What an answer takes out of the budget of its request, which an answer holds in memory until it is
-//! written.
+//! What an answer takes out of the budget of its request, which holds it in memory until it is written.
 //!
 //! One row is bounded by the limits on what is stored, but the same row under many aliases is not, nor
-//! are many fields of many rows.
+//! are many fields of many rows. So each value is weighed once it is there, whatever field it is of.
 
-use async_graphql::{Context, Result, SelectionField};
-use serde_json::{Map, Value};
+use std::mem::size_of;
 
-use super::error::answer;
+use async_graphql::extensions::ResolveInfo;
+use async_graphql::{Context, Name, Value};
+
 use crate::engine::Session;
 
-/// Bytes that one field of an answer takes: its name, its value, its place in a map.
-const FIELD_BYTES: usize = 96;
+/// Bytes of a value itself, and of a member of an object: its hash, its name, its value and its place in a map,
+/// which has room for half as many more.
+const VALUE_BYTES: usize = size_of::<Value>();
+const MEMBER_BYTES: usize = 3 * (2 * size_of::<usize>() + size_of::<Name>() + VALUE_BYTES) / 2;
+
+/// Bytes of a text beside its own.
+const TEXT_BYTES: usize = 32;
 
 /// The session of the request that is being answered.
 pub fn session<'a>(ctx: &Context<'a>) -> &'a Session {
     ctx.data_unchecked()
 }
 
-/// Takes out what a JSON value will need.
-pub fn charge_json(ctx: &Context<'_>, value: &Value) -> Result<()> {
-    charge(ctx, size(value))
+/// How a value of an answer is weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// What it consists of was weighed before, value by value.
+    Itself,
+    /// All of it: it has no selection.
+    Whole,
 }
 
-/// Takes out what a JSON object will need.
-pub fn charge_members(ctx: &Context<'_>, members: &Map<String, Value>) -> Result<()> {
-    charge(ctx, members_size(members))
-}
+impl Scale {
+    /// The one for what is asked for there.
+    pub fn of(info: &ResolveInfo<'_>) -> Self {
+        let has_parts =
+            info.return_type.starts_with('[') || !info.field.selection_set.node.items.is_empty();
+        if has_parts { Self::Itself } else { Self::Whole }
+    }
 
-/// Takes out what texts will need.
-pub fn charge_texts<'a>(ctx: &Context<'_>, texts: impl Iterator<Item = &'a str>) -> Result<()> {
-    charge(ctx, texts.map(|text| 32 + text.len()).sum())
-}
-
-/// Takes out what the selected fields of `rows` rows will need, apart from free JSON.
-pub fn charge_rows(ctx: &Context<'_>, rows: usize) -> Result<()> {
-    charge(ctx, rows.saturating_mul(fields(ctx.field())).saturating_mul(FIELD_BYTES))
-}
-
-fn charge(ctx: &Context<'_>, bytes: usize) -> Result<()> {
-    session(ctx).charge_answer(bytes).map_err(answer)
-}
-
-/// Selected fields below one field, fragments written out; the guard has bounded them.
-fn fields(field: SelectionField<'_>) -> usize {
-    1 + field.selection_set().map(fields).sum::<usize>()
-}
-
-fn size(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => FIELD_BYTES + items.iter().map(size).sum::<usize>(),
-        Value::Object(members) => members_size(members),
-        Value::String(text) => 32 + text.len(),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 32,
+    /// Bytes that the value takes in memory, roughly.
+    pub fn weigh(self, value: &Value) -> usize {
+        match (self, value) {
+            (Self::Itself, Value::List(items)) => items.len() * VALUE_BYTES,
+            (Self::Itself, Value::Object(members)) => members.len() * MEMBER_BYTES,
+            (Self::Itself, _) => 0,
+            (Self::Whole, value) => content(value),
+        }
     }
 }
 
-fn members_size(members: &Map<String, Value>) -> usize {
-    FIELD_BYTES
-        + members.iter().map(|(name, value)| FIELD_BYTES + name.len() + size(value)).sum::<usize>()
+/// Bytes of a value beside the value itself.
+fn content(value: &Value) -> usize {
+    let whole = |value: &Value| VALUE_BYTES + content(value);
+    match value {
+        Value::List(items) => TEXT_BYTES + items.iter().map(whole).sum::<usize>(),
+        Value::Object(members) => {
+            let each = members.iter();
+            let member = |(name, value): (&Name, &Value)| {
+                MEMBER_BYTES + TEXT_BYTES + name.len() + content(value)
+            };
+            TEXT_BYTES + each.map(member).sum::<usize>()
+        }
+        Value::String(text) => TEXT_BYTES + text.len(),
+        Value::Enum(name) => TEXT_BYTES + name.len(),
+        Value::Binary(bytes) => TEXT_BYTES + bytes.len(),
+        Value::Null | Value::Boolean(_) | Value::Number(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_graphql::value;
+
+    use super::*;
+
+    #[test]
+    fn what_was_weighed_before_is_not_weighed_again() {
+        let long = "x".repeat(10_000);
+        let value = value!({ "a": { "b": long } });
+        assert!(Scale::Whole.weigh(&value) > 10_000);
+        assert_eq!(Scale::Itself.weigh(&value), MEMBER_BYTES);
+        assert!(Scale::Whole.weigh(&value!([1, 2, 3])) >= 3 * VALUE_BYTES);
+    }
 }

@@ -1,9 +1,8 @@
 //! Whether a transition may fire, and if not, why.
 
-use async_graphql::{Context, Json, Result, SimpleObject};
+use async_graphql::{Json, SimpleObject};
 use serde_json::{Map, Value};
 
-use super::budget::charge_members;
 use super::error::blocked;
 use super::types::Transition;
 use crate::domain;
@@ -29,29 +28,26 @@ pub struct Blocker {
     values: Option<Json<Map<String, Value>>>,
 }
 
-impl TransitionExplanation {
-    /// An explanation as the domain gives it.
-    pub fn new(ctx: &Context<'_>, explained: domain::Explanation) -> Result<Self> {
-        let blockers = explained.blockers.into_iter().map(|blocker| Blocker::new(ctx, blocker));
-        let blockers = blockers.collect::<Result<Vec<_>>>()?;
+impl From<domain::Explanation> for TransitionExplanation {
+    fn from(explained: domain::Explanation) -> Self {
+        let blockers: Vec<_> = explained.blockers.into_iter().map(Blocker::from).collect();
         let transition = Transition(explained.transition);
-        Ok(Self { transition, allowed: blockers.is_empty(), blockers })
+        Self { transition, allowed: blockers.is_empty(), blockers }
     }
 }
 
-impl Blocker {
-    fn new(ctx: &Context<'_>, blocker: domain::Blocker) -> Result<Self> {
+impl From<domain::Blocker> for Blocker {
+    fn from(blocker: domain::Blocker) -> Self {
         let (code, message) = (blocked(&blocker).as_str().to_owned(), blocker.to_string());
         let (condition, values) = match blocker {
             domain::Blocker::ConditionFalse { condition, values, .. }
             | domain::Blocker::ConditionFailed { condition, values, .. } => {
-                charge_members(ctx, &values)?;
                 (Some(condition), Some(Json(values)))
             }
             domain::Blocker::NotAccepted { .. } | domain::Blocker::VersionsUsedUp { .. } => {
                 (None, None)
             }
         };
-        Ok(Self { code, message, condition, values })
+        Self { code, message, condition, values }
     }
 }

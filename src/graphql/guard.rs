@@ -4,16 +4,18 @@ use std::any::TypeId;
 use std::sync::Arc;
 
 use async_graphql::extensions::{
-    Extension, ExtensionContext, ExtensionFactory, NextPrepareRequest, NextRequest,
+    Extension, ExtensionContext, ExtensionFactory, NextPrepareRequest, NextRequest, NextResolve,
+    ResolveInfo,
 };
 use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, OperationType};
-use async_graphql::{Request, Response, ServerError, ServerResult};
+use async_graphql::{Request, Response, ServerError, ServerResult, Value};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use super::budget::Scale;
 use super::document::{DocumentWeight, check_document, check_variables};
 use super::done::Done;
-use super::error::{ErrorCode, refusal, with_code};
+use super::error::{ErrorCode, answer, refusal, with_code};
 use super::left_out::leave_out;
 use super::text::check_text;
 use crate::domain::Caller;
@@ -145,5 +147,28 @@ impl Extension for Guard {
             request = request.data(self.engine.session(Caller::anyone()));
         }
         next.run(ctx, request.data(self.done.clone())).await
+    }
+
+    /// Weighs each value of the answer. Where it is too much, the next value fails that may not be null: an error
+    /// of what may be null would make nothing else of it null here.
+    async fn resolve(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        info: ResolveInfo<'_>,
+        next: NextResolve<'_>,
+    ) -> ServerResult<Option<Value>> {
+        let (scale, at) = (Scale::of(&info), info.field.name.pos);
+        let may_fail = info.return_type.ends_with('!');
+        let refused = |error| answer(error).into_server_error(at);
+        let session = ctx.data_opt::<Session>();
+        if let Some(session) = session.filter(|_| may_fail) {
+            session.check_answer().map_err(refused)?;
+        }
+        let value = next.run(ctx, info).await?;
+        if let (Some(value), Some(session)) = (&value, session) {
+            let charged = session.charge_answer(scale.weigh(value)).await;
+            charged.map_err(refused).or_else(|error| if may_fail { Err(error) } else { Ok(()) })?;
+        }
+        Ok(value)
     }
 }

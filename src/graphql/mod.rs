@@ -14,6 +14,7 @@ mod input;
 mod left_out;
 mod mutation;
 mod query;
+mod rows;
 mod text;
 mod types;
 

@@ -33,7 +33,7 @@ impl Mutation {
         let (workflow, id, request) = input.into_request()?;
         let created = session(ctx).create_token(&workflow, id, request).await.map_err(answer)?;
         Done::record(ctx);
-        Ok(Token(created))
+        Ok(created.into())
     }
 
     /// Moves a token.
@@ -45,7 +45,7 @@ impl Mutation {
         let (token, request) = input.into_request()?;
         let moved = session(ctx).fire(token, request).await.map_err(answer)?;
         Done::record(ctx);
-        Ok(Token(moved))
+        Ok(moved.into())
     }
 
     /// Creates a token in the workflow's initial place and records who did it.

@@ -3,14 +3,16 @@
 use async_graphql::{Context, Json, Object, Result};
 use serde_json::Value;
 
-use super::budget::{charge_json, charge_rows, session};
+use super::budget::session;
 use super::error::{answer, invalid_input};
 use super::explain::TransitionExplanation;
 use super::input::{given, place_id, token_id, workflow_id};
+use super::rows::Rows;
 use super::types::{
     Health, NatsToken, Token, TokenConnection, Transition, TransitionRecordConnection, Workflow,
     WorkflowConnection,
 };
+use crate::domain::WorkflowDefinition;
 use crate::engine::TokenPageRequest;
 use crate::storage::{Sequence, StoredToken};
 
@@ -31,17 +33,30 @@ fn after(cursor: Option<String>) -> Result<Option<Sequence>> {
     }
 }
 
-fn rows(ctx: &Context<'_>, tokens: Vec<StoredToken>) -> Result<Vec<StoredToken>> {
-    charge_rows(ctx, tokens.len())?;
-    Ok(tokens)
+/// What a field answers that may be null: an error of it makes nothing else null. (The library would make the
+/// whole answer null for the error of a resolver that gives `Result<Option<_>>`.)
+fn nullable<F, T: From<F>>(found: Result<Option<F>>) -> Option<Result<T>> {
+    found.transpose().map(|found| found.map(T::from))
+}
+
+async fn token(ctx: &Context<'_>, id: &str) -> Result<Option<StoredToken>> {
+    session(ctx).token(token_id("id", id)?).await.map_err(answer)
+}
+
+async fn token_of(ctx: &Context<'_>, workflow: String, token: &str) -> Result<Option<StoredToken>> {
+    let (workflow, token) = (workflow_id("workflowId", workflow)?, token_id("tokenId", token)?);
+    session(ctx).token_of(&workflow, token).await.map_err(answer)
+}
+
+async fn workflow(ctx: &Context<'_>, id: String) -> Result<Option<WorkflowDefinition>> {
+    session(ctx).workflow(&workflow_id("id", id)?).await.map_err(answer)
 }
 
 #[Object]
 impl Query {
     /// A token by id, with where it stands in NATS. Null where there is none.
-    async fn nats_token(&self, ctx: &Context<'_>, id: String) -> Result<Option<NatsToken>> {
-        let token = session(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
-        Ok(token.map(NatsToken::from))
+    async fn nats_token(&self, ctx: &Context<'_>, id: String) -> Option<Result<NatsToken>> {
+        nullable(token(ctx, &id).await)
     }
 
     /// The tokens that are in a place now, oldest arrival first. RESULT_TOO_LARGE above 10,000: page with tokenConnection.
@@ -50,10 +65,10 @@ impl Query {
         ctx: &Context<'_>,
         #[graphql(name = "workflowId")] workflow: String,
         #[graphql(name = "placeId")] place: String,
-    ) -> Result<Vec<NatsToken>> {
+    ) -> Result<Rows<NatsToken>> {
         let (workflow, place) = (workflow_id("workflowId", workflow)?, place_id("placeId", place)?);
         let tokens = session(ctx).tokens_in_place(workflow, place).await.map_err(answer)?;
-        Ok(rows(ctx, tokens)?.into_iter().map(NatsToken::from).collect())
+        Ok(tokens.into_iter().collect())
     }
 
     /// A token by workflow and id. Null where the workflow has none of that id.
@@ -62,17 +77,13 @@ impl Query {
         ctx: &Context<'_>,
         #[graphql(name = "workflowId")] workflow: String,
         #[graphql(name = "tokenId")] token: String,
-    ) -> Result<Option<NatsToken>> {
-        let (workflow, token) =
-            (workflow_id("workflowId", workflow)?, token_id("tokenId", &token)?);
-        let token = session(ctx).token_of(&workflow, token).await.map_err(answer)?;
-        Ok(token.map(NatsToken::from))
+    ) -> Option<Result<NatsToken>> {
+        nullable(token_of(ctx, workflow, &token).await)
     }
 
     /// A token by id. Null where there is none.
-    async fn token(&self, ctx: &Context<'_>, id: String) -> Result<Option<Token>> {
-        let token = session(ctx).token(token_id("id", &id)?).await.map_err(answer)?;
-        Ok(token.map(Token))
+    async fn token(&self, ctx: &Context<'_>, id: String) -> Option<Result<Token>> {
+        nullable(token(ctx, &id).await)
     }
 
     /// All tokens, of one workflow or of all. RESULT_TOO_LARGE above 10,000.
@@ -80,10 +91,10 @@ impl Query {
         &self,
         ctx: &Context<'_>,
         #[graphql(name = "workflowId")] workflow: Option<String>,
-    ) -> Result<Vec<Token>> {
+    ) -> Result<Rows<Token>> {
         let workflow = workflow.map(|id| workflow_id("workflowId", id)).transpose()?;
         let tokens = session(ctx).tokens(workflow).await.map_err(answer)?;
-        Ok(rows(ctx, tokens)?.into_iter().map(Token).collect())
+        Ok(tokens.into_iter().collect())
     }
 
     /// Tokens by page, oldest arrival first; `after` is the endCursor of the page before. A page is at most 1,000, and shorter where tokens are large. A token that moves meanwhile may come again, one that stays is never missed.
@@ -102,7 +113,6 @@ impl Query {
             after: after(cursor)?,
         };
         let page = session(ctx).token_page(request).await.map_err(answer)?;
-        charge_rows(ctx, page.items.len())?;
         Ok(page.into())
     }
 
@@ -117,10 +127,6 @@ impl Query {
         let (token, after) = (token_id("tokenId", &token)?, after(cursor)?);
         let page =
             session(ctx).token_history(token, page_size(first), after).await.map_err(answer)?;
-        charge_rows(ctx, page.items.len())?;
-        for data in page.items.iter().filter_map(|stored| stored.event.data.as_ref()) {
-            charge_json(ctx, data)?;
-        }
         Ok(page.into())
     }
 
@@ -134,7 +140,6 @@ impl Query {
         let token = token_id("tokenId", &token)?;
         let transitions =
             session(ctx).available_transitions(token, given(data)).await.map_err(answer)?;
-        charge_rows(ctx, transitions.len())?;
         Ok(transitions.into_iter().map(Transition).collect())
     }
 
@@ -148,14 +153,12 @@ impl Query {
         let token = token_id("tokenId", &token)?;
         let explained =
             session(ctx).explain_transitions(token, given(data)).await.map_err(answer)?;
-        charge_rows(ctx, explained.len())?;
-        explained.into_iter().map(|explained| TransitionExplanation::new(ctx, explained)).collect()
+        Ok(explained.into_iter().map(TransitionExplanation::from).collect())
     }
 
     /// A workflow by id. Null where there is none.
-    async fn workflow(&self, ctx: &Context<'_>, id: String) -> Result<Option<Workflow>> {
-        let workflow = session(ctx).workflow(&workflow_id("id", id)?).await.map_err(answer)?;
-        Ok(workflow.map(Workflow))
+    async fn workflow(&self, ctx: &Context<'_>, id: String) -> Option<Result<Workflow>> {
+        nullable(workflow(ctx, id).await)
     }
 
     /// Workflows by page, by id; `workflows` is RESULT_TOO_LARGE where they are too many and names this one.
@@ -169,15 +172,13 @@ impl Query {
         let after = after.map(|cursor| cursor.parse().map_err(|_| invalid_input("after", rule)));
         let page = session(ctx).workflow_page(page_size(first), after.transpose()?).await;
         let page = page.map_err(answer)?;
-        charge_rows(ctx, page.items.len())?;
         Ok(page.into())
     }
 
     /// All workflows, ordered by id. RESULT_TOO_LARGE above 10,000: page with workflowConnection.
-    async fn workflows(&self, ctx: &Context<'_>) -> Result<Vec<Workflow>> {
+    async fn workflows(&self, ctx: &Context<'_>) -> Result<Rows<Workflow>> {
         let workflows = session(ctx).workflows().await.map_err(answer)?;
-        charge_rows(ctx, workflows.len())?;
-        Ok(workflows.into_iter().map(Workflow).collect())
+        Ok(workflows.into_iter().collect())
     }
 
     /// How the server and its store do.

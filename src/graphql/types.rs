@@ -1,11 +1,14 @@
 //! What the schema shows of tokens, workflows and their history.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, SimpleObject};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
-use super::budget::{charge_json, charge_members, charge_rows, charge_texts, session};
+use super::budget::session;
 use super::error::answer;
+use super::rows::Rows;
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
 use crate::engine;
 use crate::storage::{Page, Sequence, StoredEvent, StoredToken};
@@ -55,11 +58,6 @@ impl Workflow {
     async fn warnings(&self, ctx: &Context<'_>) -> Result<Vec<SoundnessWarning>> {
         session(ctx).pay_steps(self.0.edges()).map_err(answer)?;
         let warnings = self.0.warnings();
-        charge_rows(ctx, warnings.len())?;
-        for warning in &warnings {
-            let texts = warning.path.iter().chain([&warning.message]);
-            charge_texts(ctx, texts.map(String::as_str))?;
-        }
         Ok(warnings.into_iter().map(SoundnessWarning::from).collect())
     }
     async fn created_at(&self) -> String {
@@ -67,6 +65,12 @@ impl Workflow {
     }
     async fn updated_at(&self) -> String {
         time(self.0.updated_at)
+    }
+}
+
+impl From<WorkflowDefinition> for Workflow {
+    fn from(definition: WorkflowDefinition) -> Self {
+        Self(definition)
     }
 }
 
@@ -116,11 +120,8 @@ impl PlaceSettings<'_> {
     async fn description(&self) -> Option<&str> {
         self.0.description.as_deref()
     }
-    async fn metadata(&self, ctx: &Context<'_>) -> Result<Option<Json<&Map<String, Value>>>> {
-        if let Some(metadata) = &self.0.metadata {
-            charge_members(ctx, metadata)?;
-        }
-        Ok(self.0.metadata.as_ref().map(Json))
+    async fn metadata(&self) -> Option<Json<&Map<String, Value>>> {
+        self.0.metadata.as_ref().map(Json)
     }
 }
 
@@ -159,7 +160,7 @@ impl From<domain::SoundnessWarning> for SoundnessWarning {
 }
 
 /// One piece of work in one place of one workflow.
-pub struct Token(pub StoredToken);
+pub struct Token(Arc<StoredToken>);
 
 #[Object]
 impl Token {
@@ -172,13 +173,11 @@ impl Token {
     async fn place(&self) -> &str {
         &self.0.token.place
     }
-    async fn data(&self, ctx: &Context<'_>) -> Result<Json<&Value>> {
-        charge_json(ctx, &self.0.token.data)?;
-        Ok(Json(&self.0.token.data))
+    async fn data(&self) -> Json<&Value> {
+        Json(&self.0.token.data)
     }
-    async fn metadata(&self, ctx: &Context<'_>) -> Result<Json<&domain::TokenMetadata>> {
-        charge_members(ctx, &self.0.token.metadata)?;
-        Ok(Json(&self.0.token.metadata))
+    async fn metadata(&self) -> Json<&domain::TokenMetadata> {
+        Json(&self.0.token.metadata)
     }
     async fn created_at(&self) -> String {
         time(self.0.token.created_at)
@@ -219,6 +218,12 @@ impl From<&domain::HistoryEvent> for HistoryEvent {
     }
 }
 
+impl From<StoredToken> for Token {
+    fn from(stored: StoredToken) -> Self {
+        Self(Arc::new(stored))
+    }
+}
+
 /// A token with where it stands in NATS. On other backends the nats fields are null.
 #[derive(MergedObject)]
 #[graphql(name = "NATSToken")]
@@ -226,12 +231,13 @@ pub struct NatsToken(Token, NatsFields);
 
 impl From<StoredToken> for NatsToken {
     fn from(stored: StoredToken) -> Self {
-        Self(Token(stored.clone()), NatsFields(stored))
+        let stored = Arc::new(stored);
+        Self(Token(Arc::clone(&stored)), NatsFields(stored))
     }
 }
 
 /// Where a token stands in NATS.
-pub struct NatsFields(StoredToken);
+pub struct NatsFields(Arc<StoredToken>);
 
 #[Object]
 impl NatsFields {
@@ -291,7 +297,7 @@ impl From<&domain::TransitionRecord> for TransitionRecord {
 /// Tokens by page, oldest arrival first.
 #[derive(SimpleObject)]
 pub struct TokenConnection {
-    edges: Vec<TokenEdge>,
+    edges: Rows<TokenEdge>,
     page_info: PageInfo,
 }
 
@@ -305,7 +311,7 @@ pub struct TokenEdge {
 /// Workflows by page, by id.
 #[derive(SimpleObject)]
 pub struct WorkflowConnection {
-    edges: Vec<WorkflowEdge>,
+    edges: Rows<WorkflowEdge>,
     page_info: PageInfo,
 }
 
@@ -319,7 +325,7 @@ pub struct WorkflowEdge {
 /// Transitions of a token by page, newest first.
 #[derive(SimpleObject)]
 pub struct TransitionRecordConnection {
-    edges: Vec<TransitionRecordEdge>,
+    edges: Rows<TransitionRecordEdge>,
     page_info: PageInfo,
 }
 

@@ -2,20 +2,22 @@
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::{Request, Response as Answer, ServerError, Value, Variables, value};
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as HttpBody;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::error::Elapsed;
 
+use super::admission::{Admission, Client, Held};
+use super::answer::{Outgoing, text};
 use super::router::Served;
 use crate::engine::{Caller, Session};
 use crate::graphql::{CircuitBreakerSchema, ErrorCode, defect, guard, refusal};
@@ -23,21 +25,16 @@ use crate::graphql::{CircuitBreakerSchema, ErrorCode, defect, guard, refusal};
 /// Bytes of a request's body: a token of the largest size, with room for escapes, or a batch.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
-/// JSON values of a request's body. In memory each takes a hundred times as much as in the body, and
-/// no token could hold more: its JSON has at most 1,000,000 bytes.
-const BODY_VALUES_MAX: usize = 500_000;
+/// JSON values of a request's body. In memory each takes up to 600 bytes until the request is answered: as the
+/// library has them, as its variables, and as data.
+const BODY_VALUES_MAX: usize = 100_000;
 
-/// Bytes from which a body is large.
-const LARGE_BODY_BYTES: usize = 64 << 10;
+/// Bytes of a body that are taken without a place for it, and of an answer that are.
+const SMALL_BYTES: usize = 64 << 10;
 
-/// Large bodies that are being read, wait or are being answered at once.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(64);
-
-/// KiB of the bodies that are being answered at once: one of the largest, or thousands of small ones.
-static ANSWERING_KIB: Semaphore = Semaphore::const_new(BODY_BYTES_MAX >> 10);
-
-/// Time that a request waits until others have been answered.
-const TURN_TIME_MAX: Duration = Duration::from_secs(10);
+/// Bytes of the text of an answer. What it is made of is bounded, but not how it is written: a control character
+/// takes six.
+const TEXT_BYTES_MAX: usize = 16 << 20;
 
 /// Requests in one batch.
 const BATCH_MAX: usize = 10;
@@ -76,29 +73,47 @@ impl IntoResponse for Refused {
     }
 }
 
+/// Who asks: the connection that a request came over.
+type Asking = Option<Extension<Arc<Client>>>;
+
+fn asking(client: Asking) -> Arc<Client> {
+    // Without a connection nobody waits for what it holds.
+    client.map_or_else(Client::new, |Extension(client)| client)
+}
+
 /// Executes a request or a batch of them, one after the other.
 ///
 /// Only with a JSON content type, which no web page of another origin can send unasked.
-pub async fn post(State(served): State<Served>, headers: HeaderMap, body: Body) -> Response {
-    let session = served.engine.session(Caller::anyone());
+pub async fn post(
+    State(served): State<Served>,
+    client: Asking,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let (session, client) = (served.engine.session(Caller::anyone()), asking(client));
     let _waiting = session.waiting();
-    let (body, _place) = match read(&headers, body).await {
+    let (body, values, _place) = match read(&served.admission, &client, &headers, body).await {
         Ok(read) => read,
         Err(refused) => return refused.into_response(),
     };
+    let _working = client.work();
     // Held until the answer is written.
-    let Ok(_turn) = turn(body.len()).await else { return busy().into_response() };
+    let Some(_turn) = served.admission.turn(body.len(), values).await else {
+        return busy().into_response();
+    };
+    let schema = &served.schema;
     match parse(&body) {
         Err(refused) => refused.into_response(),
         Ok(Batch::Single(request)) => {
-            json(StatusCode::OK, &execute(&served.schema, &session, *request).await)
+            let answer = execute(schema, &session, *request).await;
+            written(&served.admission, &client, &session, answer).await
         }
         Ok(Batch::Many(requests)) => {
             let mut answers = Vec::with_capacity(requests.len());
             for request in requests {
-                answers.push(execute(&served.schema, &session, request).await);
+                answers.push(execute(schema, &session, request).await);
             }
-            json(StatusCode::OK, &answers)
+            written(&served.admission, &client, &session, answers).await
         }
     }
 }
@@ -106,16 +121,25 @@ pub async fn post(State(served): State<Served>, headers: HeaderMap, body: Body) 
 /// Executes a query from the URL.
 pub async fn get(
     State(served): State<Served>,
+    client: Asking,
     url: Uri,
     parameters: Result<Query<GetParameters>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
-    let session = served.engine.session(Caller::anyone());
-    let _waiting = session.waiting();
+    let (session, client) = (served.engine.session(Caller::anyone()), asking(client));
+    let (_waiting, _working) = (session.waiting(), client.work());
+    let parameters = parameters.map(|Query(parameters)| parameters);
+    let variables = parameters.as_ref().ok().and_then(|all| all.variables.as_ref());
+    let values = variables.map_or(0, |variables| values(variables.as_bytes()));
     // Before anything is parsed, as what is parsed takes far more memory than the text.
     let bytes = url.query().map_or(0, str::len);
-    let Ok(_turn) = turn(bytes).await else { return busy().into_response() };
-    match query(parameters.map(|Query(parameters)| parameters).map_err(|error| error.body_text())) {
-        Ok(request) => json(StatusCode::OK, &execute(&served.schema, &session, request).await),
+    let Some(_turn) = served.admission.turn(bytes, values).await else {
+        return busy().into_response();
+    };
+    match query(parameters.map_err(|error| error.body_text())) {
+        Ok(request) => {
+            let answer = execute(&served.schema, &session, request).await;
+            written(&served.admission, &client, &session, answer).await
+        }
         Err(refused) => refused.into_response(),
     }
 }
@@ -151,10 +175,15 @@ enum Batch {
     Many(Vec<Request>),
 }
 
-/// A body, and its place among the large ones if it is one.
-type Placed = (Vec<u8>, Option<SemaphorePermit<'static>>);
+/// A body, about how many values it has, and its place among the large ones if it is one.
+type Placed = (Vec<u8>, usize, Option<Held>);
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<Placed, Refused> {
+async fn read(
+    admission: &Admission,
+    client: &Arc<Client>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Placed, Refused> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -166,39 +195,59 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Placed, Refused> {
             message,
         ));
     }
-    read_body(body).await
-}
-
-/// A place among the requests that are being answered, for as many KiB as the body has.
-async fn turn(bytes: usize) -> Result<SemaphorePermit<'static>, Elapsed> {
-    let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-    let permit = tokio::time::timeout(TURN_TIME_MAX, ANSWERING_KIB.acquire_many(kib)).await?;
-    Ok(permit.expect("nobody closes it"))
+    read_body(admission, client, body).await
 }
 
 fn busy() -> Refused {
-    let message = "too many large requests are being answered; try again later";
-    let mut refused = Refused::new(StatusCode::OK, ErrorCode::StorageUnavailable, message);
-    let details: Value = value!({ "outcome": "NOT_DONE" });
-    refused.1.extensions.get_or_insert_default().set("details", details);
+    not_done(StatusCode::OK, "too many large requests are being answered; try again later")
+}
+
+/// What is told over a connection that was let in for probes alone.
+pub fn no_place() -> impl IntoResponse {
+    let message = "this server has no place for another connection, other than for /health/live, /health/ready and /metrics; try again later";
+    not_done(StatusCode::SERVICE_UNAVAILABLE, message)
+}
+
+/// A request that is not for this server.
+pub fn refused(status: StatusCode, message: String) -> impl IntoResponse {
+    Refused::new(status, ErrorCode::InvalidInput, message)
+}
+
+fn not_done(status: StatusCode, message: &str) -> Refused {
+    let mut refused = Refused::new(status, ErrorCode::StorageUnavailable, message);
+    outcome(&mut refused.1, "NOT_DONE");
     refused
 }
 
-async fn read_body(body: Body) -> Result<Placed, Refused> {
-    match tokio::time::timeout(BODY_TIME_MAX, collect(body)).await {
-        Ok(Ok((body, _))) if values(&body) > BODY_VALUES_MAX => {
-            let message = format!(
-                "the body has more than the {BODY_VALUES_MAX} JSON values that are allowed"
-            );
-            Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, message))
+fn outcome(error: &mut ServerError, outcome: &str) {
+    let details: Value = value!({ "outcome": outcome });
+    error.extensions.get_or_insert_default().set("details", details);
+}
+
+async fn read_body(
+    admission: &Admission,
+    client: &Arc<Client>,
+    body: Body,
+) -> Result<Placed, Refused> {
+    match tokio::time::timeout(BODY_TIME_MAX, collect(admission, client, body)).await {
+        Ok(Ok((body, place))) => {
+            let values = values(&body);
+            if values > BODY_VALUES_MAX {
+                let message = format!(
+                    "the body has more than the {BODY_VALUES_MAX} JSON values that are allowed"
+                );
+                let code = ErrorCode::PayloadTooLarge;
+                return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, code, message));
+            }
+            Ok((body, values, place))
         }
-        Ok(Ok(placed)) => Ok(placed),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+        Ok(Err(Unread::NoPlace)) => Err(busy()),
+        Ok(Err(Unread::Broken(error))) if error.is::<LengthLimitError>() => {
             let message =
                 format!("the body has more than the {BODY_BYTES_MAX} bytes that are allowed");
             Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::PayloadTooLarge, message))
         }
-        Ok(Err(error)) => {
+        Ok(Err(Unread::Broken(error))) => {
             let message = format!("the body could not be read: {error}");
             Err(Refused::new(StatusCode::BAD_REQUEST, ErrorCode::InvalidInput, message))
         }
@@ -209,13 +258,28 @@ async fn read_body(body: Body) -> Result<Placed, Refused> {
     }
 }
 
-async fn collect(body: Body) -> Result<Placed, Box<dyn std::error::Error + Send + Sync>> {
+/// Why a body is not read.
+enum Unread {
+    NoPlace,
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Reads a body; one that turns out to be large waits for room for all of it.
+async fn collect(
+    admission: &Admission,
+    client: &Arc<Client>,
+    body: Body,
+) -> Result<(Vec<u8>, Option<Held>), Unread> {
+    let declared = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+    let most = declared.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
     let mut body = Limited::new(body, BODY_BYTES_MAX);
     let (mut whole, mut place) = (Vec::new(), None);
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        if place.is_none() && whole.len() + data.len() > LARGE_BODY_BYTES {
-            place = Some(LARGE_BODIES.acquire().await?);
+        let Ok(data) = frame.map_err(Unread::Broken)?.into_data() else { continue };
+        if place.is_none() && whole.len() + data.len() > SMALL_BYTES {
+            let waiting = client.work();
+            place = Some(admission.body(client, most).await.ok_or(Unread::NoPlace)?);
+            drop(waiting);
         }
         whole.extend_from_slice(&data);
     }
@@ -294,8 +358,8 @@ fn parse(body: &[u8]) -> Result<Batch, Refused> {
     }
 }
 
-/// Executes one request: in bounded time, and with an answer even if a defect makes it panic.
-/// Executes a request of a session; all members of a batch are of one.
+/// Executes a request of a session, which all members of a batch share: in bounded time, and with an answer even
+/// if a defect makes it panic.
 async fn execute(schema: &CircuitBreakerSchema, session: &Session, request: Request) -> Answer {
     let request = request.data(session.clone());
     let execution = AssertUnwindSafe(schema.execute(request)).catch_unwind();
@@ -313,23 +377,57 @@ async fn execute(schema: &CircuitBreakerSchema, session: &Session, request: Requ
                 ErrorCode::StorageUnavailable,
                 format!("the request took longer than {seconds} s"),
             );
-            let details: Value = value!({ "outcome": "UNKNOWN" });
-            error.extensions.get_or_insert_default().set("details", details);
+            outcome(&mut error, session.outcome());
             Answer::from_errors(vec![error])
         }
     }
 }
 
+/// An answer as it is sent. A large one waits for room, which it holds until its client has taken it.
+async fn written<T: serde::Serialize>(
+    admission: &Admission,
+    client: &Arc<Client>,
+    session: &Session,
+    answer: T,
+) -> Response {
+    let text = match text(&answer, TEXT_BYTES_MAX) {
+        Ok(Some(text)) => text,
+        Ok(None) => {
+            let message = format!(
+                "the answer takes more than {TEXT_BYTES_MAX} bytes as JSON; ask for less at once"
+            );
+            let mut error = refusal(ErrorCode::ResultTooLarge, message);
+            outcome(&mut error, session.outcome());
+            return json(StatusCode::OK, &Answer::from_errors(vec![error]));
+        }
+        Err(error) => return unwritten(&error),
+    };
+    drop(answer);
+    let mut room = None;
+    if text.len() > SMALL_BYTES {
+        room = admission.answer(client, text.len()).await;
+        if room.is_none() {
+            let message =
+                "too many large answers wait for their clients to take them; try again later";
+            let mut error = refusal(ErrorCode::StorageUnavailable, message);
+            outcome(&mut error, session.outcome());
+            return json(StatusCode::OK, &Answer::from_errors(vec![error]));
+        }
+    }
+    let body = Body::new(Outgoing::new(text, Arc::clone(client), room));
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
 fn json<T: serde::Serialize>(status: StatusCode, answer: &T) -> Response {
     match serde_json::to_vec(answer) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
-        Err(error) => {
-            let body = Answer::from_errors(vec![defect(&format!(
-                "an answer could not be written as JSON: {error}"
-            ))]);
-            let body = serde_json::to_vec(&body).unwrap_or_default();
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "application/json")], body)
-                .into_response()
-        }
+        Err(error) => unwritten(&error),
     }
+}
+
+fn unwritten(error: &serde_json::Error) -> Response {
+    let error = defect(&format!("an answer could not be written as JSON: {error}"));
+    let body = serde_json::to_vec(&Answer::from_errors(vec![error])).unwrap_or_default();
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (StatusCode::INTERNAL_SERVER_ERROR, kind, body).into_response()
 }

@@ -1,27 +1,38 @@
 //! HTTP: which path leads where, and connections that end.
 
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::IntoResponse;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 
+mod admission;
+mod answer;
 mod graphql;
+mod hosts;
 mod router;
 
-pub use router::{Metrics, router, router_with_metrics};
+use admission::{Client, Held, Room};
+pub use hosts::Hosts;
+pub use router::{Metrics, router};
 
-/// Connections at once; whoever comes after waits to be accepted.
+/// Connections at once, and those more that are let in for a probe alone.
 const CONNECTIONS_MAX: usize = 1_024;
+const PROBES_MAX: usize = 64;
+
+/// How long a new connection waits for somebody to leave before it is let in for a probe alone.
+const PLACE_WAIT: Duration = Duration::from_millis(5);
 
 /// Bytes of the head of a request, with its URL.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -40,8 +51,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` ends, then lets the requests under way end and returns.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let graceful = GracefulShutdown::new();
+    let places = Places::new();
+    let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -49,34 +60,30 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
             () = &mut shutdown => break,
             // Keeps the set as small as the number of connections.
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, place)) => {
-                let mut stream = TimeoutStream::new(stream);
-                stream.set_write_timeout(Some(WRITE_TIME_MAX));
-                let service = TowerToHyperService::new(router.clone());
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIME_MAX)
-                    .max_buf_size(HEAD_BYTES_MAX)
-                    .serve_connection(TokioIo::new(Box::pin(stream)), service);
-                let connection = graceful.watch(connection);
-                connections.spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(error = %error, "a connection ended early");
-                    }
-                    drop(place);
-                });
+        let nodelay = |(stream, _): (TcpStream, _)| stream.set_nodelay(true).map(|()| stream);
+        match accepted.and_then(nodelay) {
+            Ok(stream) => {
+                let client = Client::new();
+                let place = tokio::select! {
+                    () = &mut shutdown => break,
+                    place = places.place(&client) => place,
+                };
+                let attended = attend(stream, router.clone(), client, place, stopping.clone());
+                connections.spawn(attended);
             }
             Err(error) => {
                 tracing::warn!(error = %error, "a connection could not be accepted");
+                places.connections.show_out(1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN_TIME_MAX, graceful.shutdown()).await.is_err() {
+    stop.send_replace(true);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIME_MAX, ended).await.is_err() {
         tracing::warn!(
             seconds = DRAIN_TIME_MAX.as_secs(),
             "requests were still under way when the time to stop was over"
@@ -85,12 +92,85 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     connections.shutdown().await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, place))
+/// The places of connections.
+struct Places {
+    connections: Arc<Room>,
+    probes: Arc<Room>,
+}
+
+/// A place of a connection, and whether it is for probes alone.
+struct Place {
+    _held: Held,
+    only_probes: bool,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self { connections: Room::new(CONNECTIONS_MAX), probes: Room::new(PROBES_MAX) }
+    }
+
+    /// A place, that of somebody who lets the server wait if need be. While all work, one for a probe.
+    async fn place(&self, client: &Arc<Client>) -> Place {
+        loop {
+            if let Some(held) = self.connections.take(client, 1, PLACE_WAIT).await {
+                return Place { _held: held, only_probes: false };
+            }
+            if let Some(held) = self.probes.take(client, 1, PLACE_WAIT).await {
+                return Place { _held: held, only_probes: true };
+            }
+        }
+    }
+}
+
+/// Serves one connection until it ends, has to leave for others, or the server stops.
+async fn attend(
+    stream: TcpStream,
+    router: Router,
+    client: Arc<Client>,
+    place: Place,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIME_MAX));
+    let only_probes = place.only_probes;
+    let (inner, asking) = (TowerToHyperService::new(router), Arc::clone(&client));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        asking.heard();
+        request.extensions_mut().insert(Arc::clone(&asking));
+        let refused = only_probes && !router::is_probe(request.uri().path());
+        let answer = (!refused).then(|| inner.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(graphql::no_place().into_response()),
+            }
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut stops = false;
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(error = %error, "a connection ended early");
+                }
+                break;
+            }
+            () = client.has_to_leave() => {
+                tracing::debug!("a connection that let the server wait has left for another one");
+                break;
+            }
+            // Also if the one who would say it is gone.
+            _ = stopping.changed(), if !stops => {
+                stops = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+    drop(place);
 }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 
+use super::admission::Admission;
 use super::graphql;
+use super::hosts::{self, Hosts};
 use crate::engine::{Caller, Engine, HealthStatus};
 use crate::graphql::{CircuitBreakerSchema, create_schema};
 
@@ -36,37 +39,48 @@ pub type Metrics = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> 
 pub struct Served {
     pub engine: Arc<Engine>,
     pub schema: CircuitBreakerSchema,
+    pub admission: Arc<Admission>,
 }
 
-/// All paths over one engine, and `/metrics`.
-pub fn router_with_metrics(engine: Arc<Engine>, metrics: Metrics) -> Router {
-    router(engine).route(
-        "/metrics",
-        get(move || async move {
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            (kind, metrics().await)
-        }),
-    )
+const LIVE: &str = "/health/live";
+const READY: &str = "/health/ready";
+const METRICS: &str = "/metrics";
+
+/// Whether a path says only how this server does.
+pub fn is_health(path: &str) -> bool {
+    matches!(path, LIVE | READY)
 }
 
-/// All paths over one engine.
-pub fn router(engine: Arc<Engine>) -> Router {
+/// Whether a path is asked for by what watches over this server.
+pub fn is_probe(path: &str) -> bool {
+    is_health(path) || path == METRICS
+}
+
+/// All paths over one engine, with `/metrics` if there are any, for requests that call this server by its
+/// address or by one of these names.
+pub fn router(engine: Arc<Engine>, names: Hosts, metrics: Option<Metrics>) -> Router {
     let schema = create_schema(Arc::clone(&engine));
     let sdl: Arc<str> = schema.sdl().into();
     let mut router = Router::new()
         .route("/graphql", get(graphql::get).post(graphql::post))
         .route("/", get(|| async { Html(PAGE) }))
-        .route(
-            "/health/live",
-            get(|| async { json_answer(StatusCode::OK, &json!({ "status": "alive" })) }),
-        )
-        .route("/health/ready", get(ready))
+        .route(LIVE, get(|| async { json_answer(StatusCode::OK, &json!({ "status": "alive" })) }))
+        .route(READY, get(ready))
         .route("/schema.graphql", get(move || async move { text(&sdl) }));
     for (path, kind, bytes) in ASSETS {
         let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")];
         router = router.route(path, get(move || async move { (headers, bytes) }));
     }
-    router.fallback(not_found).with_state(Served { engine, schema })
+    if let Some(metrics) = metrics {
+        let text = move || async move {
+            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+            (kind, metrics().await)
+        };
+        router = router.route(METRICS, get(text));
+    }
+    let served = Served { engine, schema, admission: Arc::default() };
+    let checked = middleware::from_fn_with_state(names, hosts::check);
+    router.fallback(not_found).layer(checked).with_state(served)
 }
 
 /// 200 while reads and writes work, else 503; which of the two stands in the body, too.
@@ -88,7 +102,7 @@ async fn ready(State(served): State<Served>) -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = ["/", "/graphql", "/schema.graphql", "/health/live", "/health/ready", "/metrics"];
+    let paths = ["/", "/graphql", "/schema.graphql", LIVE, READY, METRICS];
     json_answer(
         StatusCode::NOT_FOUND,
         &json!({ "error": "there is nothing at this path", "paths": paths }),

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use super::{Page, PageLimit, StorageError, TokenScope, WorkflowStorage};
 use crate::domain::{Token, WorkflowDefinition, WorkflowId};
 
-/// Bytes of one list in its stored form: as much as a store in memory holds at most.
+/// Bytes of one list in memory: as much as a store in memory holds at most.
 const LIST_BYTES_MAX: usize = 1 << 30;
 
 /// What is read at once.
-const STEP: PageLimit = PageLimit { rows: 1_000, bytes: 4 << 20 };
+const STEP: PageLimit = PageLimit { rows: 1_000, bytes: 8 << 20 };
 
 /// Adds up the pages of a list.
 struct Total {

@@ -190,17 +190,14 @@ impl State {
         self.live_bytes -= bytes;
     }
 
-    fn event_at(&self, sequence: Sequence) -> Option<(StoredEvent, usize)> {
+    fn event_at(&self, sequence: Sequence) -> Option<StoredEvent> {
         let event = self.events.get(&sequence)?;
-        Some((
-            StoredEvent { sequence, nats_sequence: None, event: event.value.clone() },
-            event.bytes,
-        ))
+        Some(StoredEvent { sequence, nats_sequence: None, event: event.value.clone() })
     }
 
-    fn token_at(&self, sequence: Sequence) -> Option<(StoredToken, usize)> {
+    fn token_at(&self, sequence: Sequence) -> Option<StoredToken> {
         let token = self.tokens.get(self.arrivals.get(&sequence)?)?;
-        Some((token.value.clone(), token.bytes))
+        Some(token.value.clone())
     }
 }
 
@@ -270,7 +267,7 @@ impl WorkflowStorage for InMemoryStorage {
         let definitions = state
             .workflows
             .range::<WorkflowId, _>(beyond(after))
-            .map(|(_, d)| (d.value.clone(), d.bytes));
+            .map(|(_, definition)| definition.value.clone());
         Ok(Page::collect(definitions, limit))
     }
 

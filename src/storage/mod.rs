@@ -64,8 +64,32 @@ pub enum TokenScope {
 pub struct PageLimit {
     /// Items; at least 1.
     pub rows: usize,
-    /// Bytes of the items in their stored form.
+    /// Bytes that the items take in memory, about.
     pub bytes: usize,
+}
+
+/// An item of a list, which is held in memory until it is answered.
+pub trait Item {
+    /// Bytes that it takes in memory, about: many small values take far more than their JSON.
+    fn memory(&self) -> usize;
+}
+
+impl Item for StoredToken {
+    fn memory(&self) -> usize {
+        self.token.memory() as usize
+    }
+}
+
+impl Item for StoredEvent {
+    fn memory(&self) -> usize {
+        self.event.memory() as usize
+    }
+}
+
+impl Item for WorkflowDefinition {
+    fn memory(&self) -> usize {
+        Self::memory(self)
+    }
 }
 
 /// Part of a list.
@@ -75,41 +99,40 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Whether more came after them at the moment of reading.
     pub more: bool,
-    /// Bytes of the items in their stored form.
+    /// Bytes that the items take in memory, about.
     pub bytes: usize,
     /// Records that were read for it, its items among them.
     pub read: usize,
 }
 
-impl<T> Page<T> {
+impl<T: Item> Page<T> {
     /// One without items, after which nothing comes.
     pub(crate) fn empty() -> Self {
         Page { items: Vec::new(), more: false, bytes: 0, read: 0 }
     }
 
-    /// Takes items, each with its bytes, until the limit is reached.
-    pub(crate) fn collect(items: impl Iterator<Item = (T, usize)>, limit: PageLimit) -> Self {
+    /// Takes items until the limit is reached.
+    pub(crate) fn collect(items: impl Iterator<Item = T>, limit: PageLimit) -> Self {
         let mut page = Self::empty();
-        for (item, bytes) in items {
-            if !page.has_room(bytes, limit) {
-                page.more = true;
+        for item in items {
+            if !page.push(item, limit) {
                 break;
             }
-            page.push(item, bytes);
         }
         page
     }
 
-    /// Whether an item of `bytes` may still be pushed.
-    pub(crate) fn has_room(&self, bytes: usize, limit: PageLimit) -> bool {
-        self.items.is_empty()
-            || (self.items.len() < limit.rows && self.bytes.saturating_add(bytes) <= limit.bytes)
-    }
-
-    pub(crate) fn push(&mut self, item: T, bytes: usize) {
-        self.items.push(item);
-        self.bytes += bytes;
-        self.read += 1;
+    /// Takes an item, unless that is more than the page may hold; whether it has.
+    pub(crate) fn push(&mut self, item: T, limit: PageLimit) -> bool {
+        let bytes = self.bytes.saturating_add(item.memory());
+        self.more =
+            !self.items.is_empty() && (self.items.len() >= limit.rows || bytes > limit.bytes);
+        if !self.more {
+            self.items.push(item);
+            self.bytes = bytes;
+            self.read += 1;
+        }
+        !self.more
     }
 }
 

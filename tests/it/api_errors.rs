@@ -13,6 +13,7 @@ use crate::support::{
 on_every_backend! {
     what_is_not_there_is_named_where_it_is_acted_on_or_listed
     a_look_up_of_a_well_formed_id_that_is_not_there_is_null
+    an_error_of_what_may_be_null_makes_nothing_else_null
     another_definition_under_a_taken_id_is_refused
     a_taken_token_id_is_refused_also_across_workflows
     a_transition_from_elsewhere_is_refused_with_what_may_fire
@@ -109,6 +110,36 @@ mod case {
             found,
             json!({ "a": null, "b": null, "c": null, "d": null, "e": null, "f": null })
         );
+    }
+
+    /// As the specification of GraphQL has it (6.4.4, handling of execution errors).
+    pub async fn an_error_of_what_may_be_null_makes_nothing_else_null(api: Api) {
+        let look_ups = [
+            ("token", "token(id: \"nope\") { id }"),
+            ("natsToken", "natsToken(id: \"nope\") { id }"),
+            ("findToken", "findToken(workflowId: \"w\", tokenId: \"nope\") { id }"),
+            ("workflow", "workflow(id: \"no pe\") { id }"),
+        ];
+        let nullable = "{ __type(name: \"Query\") { fields { name type { kind } } } }";
+        let fields = api.data(nullable, json!({})).await["__type"]["fields"].take();
+        for field in fields.as_array().unwrap() {
+            let is_nullable = field["type"]["kind"] != "NON_NULL";
+            assert_eq!(
+                is_nullable,
+                look_ups.iter().any(|(name, _)| field["name"] == **name),
+                "{field}"
+            );
+        }
+        for (name, look_up) in look_ups {
+            let query = format!("{{ health {{ status }} {look_up} again: health {{ status }} }}");
+            let answer = api.ask(&query, json!({})).await;
+            let healthy = json!({ "status": "HEALTHY" });
+            let data = json!({ "health": healthy, name: null, "again": healthy });
+            assert_eq!(answer["data"], data);
+            assert_eq!(answer["errors"].as_array().map(Vec::len), Some(1), "{answer}");
+            assert_eq!(answer["errors"][0]["path"], json!([name]));
+            assert_eq!(answer["errors"][0]["extensions"]["code"], "INVALID_ID");
+        }
     }
 
     pub async fn another_definition_under_a_taken_id_is_refused(api: Api) {

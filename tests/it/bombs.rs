@@ -108,7 +108,7 @@ fn query_bombs_are_refused_with_a_code() {
         let (status, answer) = target.client.post("application/json", &batch(count)).unwrap();
         assert_eq!((status, codes(&answer).as_str()), (200, "QUERY_TOO_COMPLEX"), "{count}");
     }
-    let nothing = format!("[{}]", vec!["{}"; 200_000].join(","));
+    let nothing = format!("[{}]", vec!["{}"; 45_000].join(","));
     let (status, answer) = target.client.post("application/json", nothing.as_bytes()).unwrap();
     assert_eq!((status, codes(&answer).as_str()), (200, "QUERY_TOO_COMPLEX"));
     target.is_as_before();
@@ -239,12 +239,12 @@ fn hammered_with_the_largest_bodies_the_server_stays_small() {
         format!("{{\"query\":{},\"variables\":{{\"v\":{data}}}}}", json!(query)).into_bytes()
     };
     // As many values as a body may have, and far more.
-    let list = |count: usize| with("[".to_owned() + &"10,".repeat(count) + "0]");
+    let list = |count: usize| with("[".to_owned() + &"12345678901,".repeat(count) + "0]");
     let bodies = [
         with(format!("\"{}\"", "x".repeat(fill))),
-        list(499_000),
-        list(fill / 3),
-        with(format!("{{{}\"z\":0}}", many(240_000, |n| format!("\"k{n:07}\":0,",)))),
+        list(99_000),
+        list(fill / 13),
+        with(format!("{{{}\"z\":0}}", many(49_000, |n| format!("\"k{n:020}\":0,",)))),
         with("[".repeat(fill)),
         with(format!("\"{}\"", "\\u0001".repeat(fill / 6))),
         format!("{{\"query\":{}}}", json!("{".repeat(fill))).into_bytes(),
@@ -322,7 +322,7 @@ fn slow_clients_do_not_keep_others_waiting() {
     let target = Target::start();
     let request = "{\"query\":\"{ health { status } }\"}";
     let head = format!(
-        "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /graphql HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         request.len()
     );
     let open = || TcpStream::connect(&target.server.address).unwrap();

@@ -163,7 +163,7 @@ fn a_second_signal_stops_at_once() {
     // A request that never ends keeps the first stop waiting.
     let server = Server::start(&[("STORAGE_BACKEND", "memory")]);
     let mut stuck = std::net::TcpStream::connect(&server.address).unwrap();
-    let head = "POST /graphql HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n";
+    let head = "POST /graphql HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n";
     std::io::Write::write_all(&mut stuck, head.as_bytes()).unwrap();
     // Its own answer shows that the server has taken up what came before on other connections.
     assert_eq!(server.client().get("/health/live").0, 200);

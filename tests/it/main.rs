@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod admission;
 mod api;
 mod api_errors;
 mod api_input_errors;

@@ -17,6 +17,7 @@ pub use soundness::{SoundnessCode, SoundnessWarning};
 use self::check::Checker;
 use super::condition::Condition;
 use super::id::{PlaceId, TransitionId, WorkflowId};
+use super::json::memory_of_fields;
 
 /// Places and the transitions between them. Its JSON is its stored form on every backend.
 ///
@@ -129,13 +130,8 @@ impl Workflow {
 
     /// About how many bytes it takes in memory.
     pub fn memory_bytes(&self) -> usize {
-        const NAME_BYTES: usize = 64;
-        let transitions = self.definition.transitions.iter();
-        let names = self.definition.places.len()
-            + transitions.map(|t| 4 + t.from_places.len()).sum::<usize>();
-        let conditions =
-            self.conditions.iter().flatten().map(Condition::memory_bytes).sum::<usize>();
-        1_024 + names * NAME_BYTES + 2 * conditions
+        let conditions = self.conditions.iter().flatten();
+        self.definition.memory() + conditions.map(Condition::memory_bytes).sum::<usize>()
     }
 
     /// The conditions of the transition at `index` of the definition's transitions.
@@ -145,6 +141,31 @@ impl Workflow {
 }
 
 impl WorkflowDefinition {
+    /// About how many bytes it takes in memory.
+    pub fn memory(&self) -> usize {
+        const NAME_BYTES: usize = 64;
+        const TRANSITION_BYTES: usize = 400;
+        let texts =
+            |texts: &[String]| texts.iter().map(|text| NAME_BYTES + text.len()).sum::<usize>();
+        let transitions = self.transitions.iter().map(|transition| {
+            let description = transition.description.as_ref().map_or(0, String::len);
+            TRANSITION_BYTES
+                + description
+                + transition.from_places.len() * NAME_BYTES
+                + texts(&transition.conditions)
+                + transition.accepts.as_deref().map_or(0, texts)
+        });
+        let settings = self.place_settings.iter().map(|settings| {
+            let description = settings.description.as_ref().map_or(0, String::len);
+            let metadata = settings.metadata.as_ref().map_or(0, memory_of_fields);
+            TRANSITION_BYTES + description + metadata as usize
+        });
+        1_024
+            + self.places.len() * NAME_BYTES
+            + transitions.sum::<usize>()
+            + settings.sum::<usize>()
+    }
+
     /// Whether `other` defines the same, whenever it was stored.
     pub fn same_as(&self, other: &Self) -> bool {
         self.id == other.id

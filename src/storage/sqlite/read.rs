@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::schema::{OpenError, open_reader};
 use crate::domain::{Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
 use crate::storage::{
-    Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken, TokenScope,
+    Item, Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken, TokenScope,
 };
 
 /// Connections, and so queries at once.
@@ -214,13 +214,13 @@ fn stored_event(sequence: Sequence, event: WorkflowEvent) -> StoredEvent {
 
 /// Reads rows of (key, JSON) until a limit is reached. The statement asks for one row more than
 /// the page may hold, to know whether there are more.
-fn page<T: DeserializeOwned, Item>(
+fn page<T: DeserializeOwned, I: Item>(
     connection: &Connection,
     sql: &str,
     parameters: impl rusqlite::Params,
     limit: PageLimit,
-    item: impl Fn(Sequence, T) -> Item,
-) -> Result<Page<Item>, StorageError> {
+    item: impl Fn(Sequence, T) -> I,
+) -> Result<Page<I>, StorageError> {
     let mut page = Page::empty();
     let mut select = connection.prepare_cached(sql).map_err(|error| read_error(&error))?;
     let mut rows = select.query(parameters).map_err(|error| read_error(&error))?;
@@ -229,11 +229,9 @@ fn page<T: DeserializeOwned, Item>(
         let (key, body) = columns.map_err(|error| read_error(&error))?;
         let what = || format!("record {key}");
         let body = body.as_str().map_err(|error| corrupt(what(), &error))?;
-        if !page.has_room(body.len(), limit) {
-            page.more = true;
+        if !page.push(item(sequence(key), parse(body, what)?), limit) {
             break;
         }
-        page.push(item(sequence(key), parse(body, what)?), body.len());
     }
     Ok(page)
 }

@@ -186,7 +186,7 @@ impl WorkflowStorage for NATSStorage {
         id: &WorkflowId,
     ) -> Result<Option<WorkflowDefinition>, StorageError> {
         let found = self.read(|| self.parts.reader.definition(id)).await?;
-        Ok(found.map(|(definition, _)| definition).inspect(|_| self.parts.index.answered(id)))
+        Ok(found.inspect(|_| self.parts.index.answered(id)))
     }
 
     async fn list_workflows(

@@ -20,7 +20,7 @@ use crate::storage::nats::wire::jetstream;
 use crate::storage::nats::wire::link::Link;
 use crate::storage::nats::wire::names;
 use crate::storage::nats::wire::subjects;
-use crate::storage::{Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
+use crate::storage::{Item, Page, PageLimit, Sequence, StorageError, StoredEvent, StoredToken};
 
 /// Definitions that are read at once.
 const DEFINITIONS_AT_ONCE: usize = 16;
@@ -65,7 +65,7 @@ pub async fn tokens(
         (u64::MAX, usize::MAX)
     };
     let mut all_stay = true;
-    let mut rows: Vec<Option<(StoredToken, usize)>> = Vec::new();
+    let mut rows: Vec<Option<StoredToken>> = Vec::new();
     // Where each token is in `rows`: one that moves between two runs is seen again.
     let mut places: HashMap<Uuid, usize> = HashMap::new();
     let (mut count, mut bytes, mut read) = (0_usize, 0_usize, 0_usize);
@@ -85,16 +85,15 @@ pub async fn tokens(
             are_few = false;
         }
         for stored in messages.into_iter().filter(|stored| !stored.is_departure()) {
-            let size = stored.payload.len();
             // The waits of large ones together have the time of the list.
             let token = reader.token(stored, deadline).await?;
             if let Some(seen) = places.insert(token.token.id, rows.len())
-                && let Some((_, size)) = rows[seen].take()
+                && let Some(seen) = rows[seen].take()
             {
-                (count, bytes) = (count - 1, bytes - size);
+                (count, bytes) = (count - 1, bytes - seen.memory());
             }
-            rows.push(Some((token, size)));
-            (count, bytes) = (count + 1, bytes + size);
+            (count, bytes) = (count + 1, bytes + token.memory());
+            rows.push(Some(token));
         }
         if !more && is_by_leader && all_stay && after.is_none() && count <= FEW_MORE {
             reader.hints.counted(filter, count, false, begun);
@@ -146,14 +145,13 @@ async fn by_subject(
         if state.sequence < first_after(after) {
             continue;
         }
-        let size = state.payload.len();
         let token = reader.token(state, deadline).await?;
-        bytes += size;
-        rows.insert(token.revision, (token, size));
+        bytes += token.memory();
+        rows.insert(token.revision, token);
         // What does not fit the page is not held until all are read.
         while rows.len() > limit.rows || (bytes > limit.bytes && rows.len() > 1) {
-            let Some((_, (_, size))) = rows.pop_last() else { break };
-            (bytes, more) = (bytes - size, true);
+            let Some((_, last)) = rows.pop_last() else { break };
+            (bytes, more) = (bytes - last.memory(), true);
         }
     }
     reader.hints.counted(filter, read, subjects > there, begun);
@@ -178,11 +176,9 @@ pub async fn events(
         let Some(newest) = run.messages.last() else { return Ok(page) };
         next = newest.sequence + 1;
         for stored in run.messages.iter().filter(|stored| !stored.marks.is_marker) {
-            if !page.has_room(stored.payload.len(), limit) {
-                page.more = true;
+            if !page.push(stored.event()?, limit) {
                 return Ok(page);
             }
-            page.push(stored.event()?, stored.payload.len());
         }
         if !run.more {
             return Ok(page);
@@ -209,11 +205,9 @@ pub async fn moves(
         if !chain::is_move(read.event.kind) {
             break;
         }
-        if !page.has_room(stored.payload.len(), limit) {
-            page.more = true;
+        if !page.push(read, limit) {
             break;
         }
-        page.push(read, stored.payload.len());
         if Instant::now() >= deadline {
             return Err(unavailable("the history took too long; ask for fewer rows"));
         }
@@ -267,12 +261,10 @@ pub async fn workflows(
     let mut found = stream::iter(wanted).map(definition).buffered(DEFINITIONS_AT_ONCE);
     while let Some(definition) = found.try_next().await? {
         // It was there a moment ago, and definitions stay.
-        let Some((definition, bytes)) = definition else { continue };
-        if !page.has_room(bytes, limit) {
-            page.more = true;
+        let Some(definition) = definition else { continue };
+        if !page.push(definition, limit) {
             break;
         }
-        page.push(definition, bytes);
     }
     Ok(page)
 }

@@ -225,9 +225,9 @@ impl Reader {
     pub async fn definition(
         &self,
         workflow: &WorkflowId,
-    ) -> Result<Option<(WorkflowDefinition, usize)>, StorageError> {
+    ) -> Result<Option<WorkflowDefinition>, StorageError> {
         let stored = self.last(&names::definition(workflow)).await?;
-        stored.map(|stored| Ok((stored.definition()?, stored.payload.len()))).transpose()
+        stored.map(|stored| stored.definition()).transpose()
     }
 
     /// How many messages from a sequence on match a filter.

@@ -271,7 +271,7 @@ impl History {
         all.retain(|workflow| !self.finals.contains_key(workflow));
         let reader = &self.reader;
         let finals = |workflow: WorkflowId| async move {
-            let Some((definition, _)) = reader.definition(&workflow).await? else {
+            let Some(definition) = reader.definition(&workflow).await? else {
                 return Ok(None);
             };
             let places = definition.final_places();
