@@ -21,6 +21,9 @@ const SMALL_ANSWER_BYTES: usize = 256 << 10;
 /// Reads of one thing that one request does at once.
 const READS_AT_ONCE: usize = 2;
 
+/// Answers that wait for such a place at once, which hold a value that may have 1 MB; the next one is refused.
+const WAITING_MAX: usize = 32;
+
 /// Time that a list waits for its turn.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -36,7 +39,7 @@ pub struct Budget {
     reads: Semaphore,
     has_place: AtomicBool,
     has_begun_to_write: AtomicBool,
-    list_places: Arc<Semaphore>,
+    places: Arc<Places>,
     // Held across a read on purpose: the lists of one request take turns, each sees what is left.
     lists: Mutex<Lists>,
 }
@@ -54,14 +57,24 @@ pub struct Lists {
     until: Instant,
 }
 
-/// The places of [`Lists`].
-pub fn list_places() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(LISTERS_MAX))
+/// The places of those whose lists or answers are large, and of answers that wait for one: what these have read
+/// already is held meanwhile.
+#[derive(Debug)]
+pub struct Places {
+    places: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Places {
+    pub fn new() -> Arc<Self> {
+        let (places, waiting) = (Semaphore::new(LISTERS_MAX), Semaphore::new(WAITING_MAX));
+        Arc::new(Self { places: Arc::new(places), waiting })
+    }
 }
 
 impl Budget {
-    /// A whole one; its lists wait for one of `list_places`.
-    pub fn new(list_places: Arc<Semaphore>) -> Self {
+    /// A whole one; its lists wait for one of `places`.
+    pub fn new(places: Arc<Places>) -> Self {
         let lists = Lists {
             bytes_left: RESULT_BYTES_MAX,
             rows_left: LIST_ROWS_MAX,
@@ -74,7 +87,7 @@ impl Budget {
             reads: Semaphore::new(READS_AT_ONCE),
             has_place: AtomicBool::new(false),
             has_begun_to_write: AtomicBool::new(false),
-            list_places,
+            places,
             lists: Mutex::new(lists),
         }
     }
@@ -99,7 +112,12 @@ impl Budget {
             return Err(answer_too_large());
         }
         if all > SMALL_ANSWER_BYTES && !self.has_place.load(Ordering::Relaxed) {
-            self.place(&mut *self.lists.lock().await).await?;
+            let mut lists = self.lists.lock().await;
+            if lists.place.is_none() {
+                let busy = "too many large answers wait for a place; try again later";
+                let _waits = self.places.waiting.try_acquire().map_err(|_| unavailable(busy))?;
+                self.place(&mut lists).await?;
+            }
         }
         Ok(())
     }
@@ -113,7 +131,7 @@ impl Budget {
     /// Waits for the turn of a read of one thing, which is held in memory until it is answered.
     pub async fn reads_one(&self) -> Result<SemaphorePermit<'_>, EngineError> {
         let turn = self.reads.acquire().await;
-        turn.map_err(|_| StorageError::Unavailable { reason: "it was closed".to_owned() }.into())
+        turn.map_err(|_| unavailable("it was closed").into())
     }
 
     /// Notes that a write begins, whose outcome whoever does not wait for it does not know.
@@ -129,12 +147,11 @@ impl Budget {
     /// Waits for a place among those whose answers are large, unless there is one.
     async fn place(&self, lists: &mut Lists) -> Result<(), EngineError> {
         if lists.place.is_none() {
-            let busy = |reason: &str| StorageError::Unavailable { reason: reason.to_owned() };
-            let place = Arc::clone(&self.list_places).acquire_owned();
+            let place = Arc::clone(&self.places.places).acquire_owned();
             let place = timeout(TURN_WAIT_MAX, place)
                 .await
-                .map_err(|_| busy("too many lists are being read"))?;
-            lists.place = Some(place.map_err(|_| busy("it was closed"))?);
+                .map_err(|_| unavailable("too many lists are being read"))?;
+            lists.place = Some(place.map_err(|_| unavailable("it was closed"))?);
             lists.until = Instant::now() + LISTS_TIME_MAX;
             self.has_place.store(true, Ordering::Relaxed);
         }
@@ -183,6 +200,10 @@ impl Lists {
         self.rows_left = self.rows_left.saturating_sub(page.read.max(page.items.len()));
         Ok(page)
     }
+}
+
+fn unavailable(reason: &str) -> StorageError {
+    StorageError::Unavailable { reason: reason.to_owned() }
 }
 
 /// More than the values of an answer may take.

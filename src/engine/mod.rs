@@ -38,7 +38,7 @@ pub struct Engine {
     storage: Arc<dyn WorkflowStorage>,
     definitions: Definitions,
     world: Arc<dyn World>,
-    list_places: Arc<Semaphore>,
+    places: Arc<budget::Places>,
     calculating: Arc<Semaphore>,
     turns: Turns,
     meter: Meter,
@@ -56,7 +56,7 @@ impl Engine {
             definitions: Definitions::new(Arc::clone(&storage)),
             storage,
             world,
-            list_places: budget::list_places(),
+            places: budget::Places::new(),
             calculating: calculate::places(),
             turns: Turns::default(),
             meter: Meter::default(),
@@ -65,7 +65,7 @@ impl Engine {
 
     /// Opens the door to one request of a caller, with a budget of its own.
     pub fn session(self: &Arc<Self>, caller: Caller) -> Session {
-        let budget = Arc::new(Budget::new(Arc::clone(&self.list_places)));
+        let budget = Arc::new(Budget::new(Arc::clone(&self.places)));
         Session::new(Arc::clone(self), Arc::new(caller), budget)
     }
 

@@ -95,17 +95,19 @@ pub struct Admission {
 const BODIES_KIB: usize = 32 << 10;
 const ANSWERS_KIB: usize = 64 << 10;
 
-/// What one JSON value of a request weighs beside its text: in memory it takes more than that.
-const VALUE_BYTES: usize = 64;
+/// What a byte of a request weighs, and one of its JSON values: about what they take in memory until it is answered,
+/// as measured, as they are there as the body, as variables and as data.
+const WEIGHT_OF_BYTE: usize = 4;
+const WEIGHT_OF_VALUE: usize = 400;
 
 /// KiB up to which a request is answered at once, as all connections together can have no more than
-/// 16 MiB of such; and up to which it waits only for others like it.
-const SMALL_KIB: usize = 16;
-const MEDIUM_KIB: usize = 256;
+/// 64 MiB of such; and up to which it waits only for others like it.
+const SMALL_KIB: usize = 64;
+const MEDIUM_KIB: usize = 1 << 10;
 
 /// KiB that those of each kind weigh together that are answered at once: of the large ones one of the largest.
-const MEDIUM_TOGETHER: usize = 16 << 10;
-const LARGE_TOGETHER: usize = 40 << 10;
+const MEDIUM_TOGETHER: usize = 32 << 10;
+const LARGE_TOGETHER: usize = 64 << 10;
 
 /// Time that a large request waits for its turn, a large body and a large answer for room.
 const TURN_WAIT: Duration = Duration::from_secs(10);
@@ -142,7 +144,8 @@ impl Admission {
     /// The turn of a request with so many bytes and JSON values to be answered. Small ones need not wait, and
     /// those of a medium size wait for no large one.
     pub async fn turn(&self, bytes: usize, values: usize) -> Option<Turn<'_>> {
-        let kib = kib(bytes.saturating_add(values.saturating_mul(VALUE_BYTES)));
+        let bytes = bytes.saturating_mul(WEIGHT_OF_BYTE);
+        let kib = kib(bytes.saturating_add(values.saturating_mul(WEIGHT_OF_VALUE)));
         if kib <= SMALL_KIB {
             return Some(Turn { _permit: None });
         }
