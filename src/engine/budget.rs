@@ -53,8 +53,8 @@ pub struct Lists {
     bytes_left: usize,
     rows_left: usize,
     place: Option<OwnedSemaphorePermit>,
-    /// When their time is over, once they have a place.
-    until: Instant,
+    /// When their time is over, once the first has begun.
+    until: Option<Instant>,
 }
 
 /// The places of those whose lists or answers are large, and of answers that wait for one: what these have read
@@ -79,7 +79,7 @@ impl Budget {
             bytes_left: RESULT_BYTES_MAX,
             rows_left: LIST_ROWS_MAX,
             place: None,
-            until: Instant::now(),
+            until: None,
         };
         Self {
             steps: Arc::new(Steps::new(STEPS_MAX)),
@@ -152,7 +152,6 @@ impl Budget {
                 .await
                 .map_err(|_| unavailable("too many lists are being read"))?;
             lists.place = Some(place.map_err(|_| unavailable("it was closed"))?);
-            lists.until = Instant::now() + LISTS_TIME_MAX;
             self.has_place.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -195,14 +194,16 @@ impl Lists {
                 "the lists of this request take longer than {seconds} s; ask for fewer at once"
             ),
         };
-        let page = timeout_at(self.until, page).await.map_err(|_| late())??;
+        let until = *self.until.get_or_insert_with(|| Instant::now() + LISTS_TIME_MAX);
+        let page = timeout_at(until, page).await.map_err(|_| late())??;
         self.bytes_left = self.bytes_left.saturating_sub(page.bytes);
         self.rows_left = self.rows_left.saturating_sub(page.read.max(page.items.len()));
         Ok(page)
     }
 }
 
-fn unavailable(reason: &str) -> StorageError {
+/// That there is no place for it now.
+pub fn unavailable(reason: &str) -> StorageError {
     StorageError::Unavailable { reason: reason.to_owned() }
 }
 

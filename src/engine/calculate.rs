@@ -7,9 +7,9 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::budget::unavailable;
 use super::{EngineError, Session};
 use crate::domain::{Deciding, Steps, TooCostly};
-use crate::storage::StorageError;
 
 /// Steps that a decision may take on a thread that serves requests, less than half a millisecond. What
 /// takes more begins anew elsewhere.
@@ -41,12 +41,11 @@ pub async fn calculate<T: Send + 'static>(
         session.budget.pay_steps(few - steps.left())?;
         return Ok(answer);
     }
-    let busy = |reason: &str| StorageError::Unavailable { reason: reason.to_owned() };
     let place = Arc::clone(&session.engine.calculating).acquire_owned();
     let place = timeout(TURN_TIME_MAX, place)
         .await
-        .map_err(|_| busy("too many conditions are being evaluated; try again later"))?
-        .map_err(|_| busy("it was closed"))?;
+        .map_err(|_| unavailable("too many conditions are being evaluated; try again later"))?
+        .map_err(|_| unavailable("it was closed"))?;
     let (caller, steps) = (Arc::clone(&session.caller), Arc::clone(all));
     let calculation = move || {
         // It is free when the thread is, whether anybody still waits or not.

@@ -158,4 +158,19 @@ mod tests {
         let too_many = session.tokens(None).await.unwrap_err();
         assert!(matches!(too_many, EngineError::ResultTooLarge { .. }), "{too_many}");
     }
+
+    #[tokio::test]
+    async fn what_is_refused_as_the_answer_is_too_large_is_counted_as_that() {
+        let engine = Arc::new(Engine::new(Arc::new(InMemoryStorage::new())));
+        let session = engine.session(Caller::anyone());
+        session.charge_answer(usize::MAX / 2).await.unwrap_err();
+        let refused = session.token(uuid::Uuid::nil()).await.unwrap_err();
+        assert!(matches!(refused, EngineError::ResultTooLarge { .. }), "{refused}");
+        let figures = engine.session(Caller::anyone()).figures().await.unwrap();
+        let count = |outcome: &str| {
+            let labels = format!("operation=\"token\",outcome=\"{outcome}\"");
+            figures.iter().find(|figure| figure.labels == labels).unwrap().value
+        };
+        assert_eq!((count("refused"), count("left")), (1.0, 0.0));
+    }
 }

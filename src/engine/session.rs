@@ -74,15 +74,17 @@ impl Session {
         work: impl Future<Output = Result<T, EngineError>>,
     ) -> Result<T, EngineError> {
         let metered = self.engine.meter.begin(verb);
-        if verb.writes() {
-            self.budget.begin_to_write();
-        }
-        if !verb.writes() {
-            self.budget.check_answer()?;
-        }
-        let _turn = if verb.reads_one() { Some(self.budget.reads_one().await?) } else { None };
         let span = tracing::debug_span!("verb", name = verb.name(), caller = %self.caller.id);
-        let outcome = work.instrument(span).await;
+        let admitted = async {
+            if verb.writes() {
+                self.budget.begin_to_write();
+            } else {
+                self.budget.check_answer()?;
+            }
+            let _turn = if verb.reads_one() { Some(self.budget.reads_one().await?) } else { None };
+            work.await
+        };
+        let outcome = admitted.instrument(span).await;
         metered.end(&outcome);
         outcome
     }
