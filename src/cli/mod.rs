@@ -24,8 +24,9 @@ use crate::storage::memory::InMemoryStorage;
 use crate::storage::nats::{self, NATSStorage, NATSStorageOptions};
 use crate::storage::sqlite::{SqliteStorage, SqliteStorageConfig};
 
-/// Threads for what blocks: reads of the disk, and conditions that loop. More would only take memory.
-const BLOCKING_THREADS_MAX: usize = 16;
+/// Threads for what blocks: reads of the disk, large tokens that are decoded, conditions that loop, and the end of the
+/// writer; as many as do so at once. Each keeps memory that it has freed, so more would only take memory.
+const BLOCKING_THREADS_MAX: usize = 6;
 
 /// Time that the start waits for NATS; it usually takes a few milliseconds.
 const NATS_START_WAIT: Duration = Duration::from_secs(2);

@@ -38,27 +38,44 @@ pub fn depth_exceeds(value: &Value, levels: usize) -> bool {
     }
 }
 
-/// Bytes that a value takes in memory, about, and an object and each of its fields beside that.
-const VALUE_BYTES: u64 = 32;
-const OBJECT_BYTES: u64 = 200;
-const FIELD_BYTES: u64 = 100;
+/// Bytes of a value itself.
+const VALUE_BYTES: usize = size_of::<Value>();
+
+/// Bytes of a place for a field: its hash, its name and its value, and its entry in the index.
+const FIELD_BYTES: usize = size_of::<(u64, String, Value)>() + 9;
+
+/// Bytes of a piece of memory beside what it is asked for.
+const PIECE_BYTES: usize = 16;
 
 /// Bytes that a value takes in memory, about: many small ones take far more than their text.
 pub fn memory_of(value: &Value) -> u64 {
-    VALUE_BYTES
-        + match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-            Value::String(text) => text.len() as u64,
-            Value::Array(values) => values.iter().map(memory_of).sum(),
-            Value::Object(fields) => memory_of_fields(fields),
-        }
+    (VALUE_BYTES + content_of(value)) as u64
 }
 
 /// The same for an object.
 pub fn memory_of_fields(fields: &Map<String, Value>) -> u64 {
-    let field =
-        |(name, value): (&String, &Value)| FIELD_BYTES + name.len() as u64 + memory_of(value);
-    OBJECT_BYTES + fields.iter().map(field).sum::<u64>()
+    (VALUE_BYTES + content_of_fields(fields)) as u64
+}
+
+/// Bytes that a value takes beside the value itself.
+fn content_of(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => PIECE_BYTES + text.len(),
+        // An array that was read has up to twice the room that it needs.
+        Value::Array(values) => {
+            let items = values.iter().map(content_of).sum::<usize>();
+            PIECE_BYTES + values.capacity() * VALUE_BYTES + items
+        }
+        Value::Object(fields) => content_of_fields(fields),
+    }
+}
+
+fn content_of_fields(fields: &Map<String, Value>) -> usize {
+    // The map has room for 7 fields in each 8 of a power of two.
+    let places = if fields.is_empty() { 0 } else { (fields.len() * 8 / 7 + 1).next_power_of_two() };
+    let field = |(name, value): (&String, &Value)| PIECE_BYTES + name.len() + content_of(value);
+    2 * PIECE_BYTES + places * FIELD_BYTES + fields.iter().map(field).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -68,11 +85,11 @@ mod tests {
 
     #[test]
     fn many_small_values_weigh_more_than_their_text() {
-        let numbers = Value::from(vec![1; 1_000]);
+        let numbers: Value = serde_json::from_str(&format!("[{}1]", "1,".repeat(999))).unwrap();
         let objects = json!(vec![json!({ "a": 1 }); 1_000]);
-        assert_eq!(memory_of(&"x".repeat(2_000).into()), 2_032);
-        assert_eq!(memory_of(&numbers), 32 + 32 * 1_000);
-        assert_eq!(memory_of(&objects), 32 + (32 + 200 + 100 + 1 + 32) * 1_000);
+        assert_eq!(memory_of(&"x".repeat(2_000).into()), 72 + 16 + 2_000);
+        assert_eq!(memory_of(&numbers), 72 + 16 + 72 * 1_024);
+        assert_eq!(memory_of(&objects), 72 + 16 + (72 + 32 + 2 * 113 + 16 + 1) * 1_000);
     }
 
     #[test]

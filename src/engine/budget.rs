@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::EngineError;
@@ -12,10 +12,14 @@ use crate::domain::limits::{ANSWER_BYTES_MAX, LIST_ROWS_MAX, RESULT_BYTES_MAX, S
 use crate::domain::{Steps, TooCostly};
 use crate::storage::{Page, PageLimit, StorageError};
 
-/// Requests that read lists at once; a list is held in memory until its answer is written.
-const LISTERS_MAX: usize = 4;
+/// Requests at once that read large lists or a large token, or whose answers are large; all that is held until the answer
+/// is written.
+const LISTERS_MAX: usize = 2;
 
-/// Bytes of an answer that is made without such a place.
+/// Lists at once that are read without such a place, to see whether they are small.
+const SMALL_LISTS_MAX: usize = 32;
+
+/// Bytes of an answer that is made, and of a list that is read, without such a place.
 const SMALL_ANSWER_BYTES: usize = 256 << 10;
 
 /// Reads of one thing that one request does at once.
@@ -37,6 +41,7 @@ pub struct Budget {
     steps: Arc<Steps>,
     answer_bytes: AtomicUsize,
     reads: Semaphore,
+    holds: Arc<Semaphore>,
     has_place: AtomicBool,
     has_begun_to_write: AtomicBool,
     places: Arc<Places>,
@@ -44,9 +49,16 @@ pub struct Budget {
     lists: Mutex<Lists>,
 }
 
+/// The turn to hold something large that was read: a request holds one such thing at a time, and what it answers of
+/// it.
+#[derive(Debug)]
+pub struct Turn {
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
 /// What the lists of one request may still read.
 ///
-/// From its first list until it is dropped it holds one of a few places, so that not all clients
+/// From its first large one until it is dropped it holds one of a few places, so that not all clients
 /// together fill the memory either.
 #[derive(Debug)]
 pub struct Lists {
@@ -63,12 +75,17 @@ pub struct Lists {
 pub struct Places {
     places: Arc<Semaphore>,
     waiting: Semaphore,
+    /// Lists of which no more than what is small is being read.
+    small: Semaphore,
 }
 
 impl Places {
     pub fn new() -> Arc<Self> {
-        let (places, waiting) = (Semaphore::new(LISTERS_MAX), Semaphore::new(WAITING_MAX));
-        Arc::new(Self { places: Arc::new(places), waiting })
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(LISTERS_MAX)),
+            waiting: Semaphore::new(WAITING_MAX),
+            small: Semaphore::new(SMALL_LISTS_MAX),
+        })
     }
 }
 
@@ -85,6 +102,7 @@ impl Budget {
             steps: Arc::new(Steps::new(STEPS_MAX)),
             answer_bytes: AtomicUsize::new(0),
             reads: Semaphore::new(READS_AT_ONCE),
+            holds: Arc::new(Semaphore::new(1)),
             has_place: AtomicBool::new(false),
             has_begun_to_write: AtomicBool::new(false),
             places,
@@ -128,6 +146,28 @@ impl Budget {
         if all > ANSWER_BYTES_MAX { Err(answer_too_large()) } else { Ok(()) }
     }
 
+    /// The turn to hold something of this size until it is answered, if there is one now. What is small needs none.
+    pub async fn try_hold(&self, bytes: usize) -> Option<Turn> {
+        if bytes <= SMALL_ANSWER_BYTES {
+            return Some(Turn { _turn: None });
+        }
+        let turn = Arc::clone(&self.holds).try_acquire_owned().ok()?;
+        let mut lists = self.lists.lock().await;
+        if lists.place.is_none() {
+            lists.place = Arc::clone(&self.places.places).try_acquire_owned().ok();
+            self.has_place.store(lists.place.is_some(), Ordering::Relaxed);
+        }
+        lists.place.as_ref()?;
+        Some(Turn { _turn: Some(turn) })
+    }
+
+    /// Waits for the turn to hold something large.
+    pub async fn hold(&self) -> Result<Turn, EngineError> {
+        self.place(&mut *self.lists.lock().await).await?;
+        let turn = Arc::clone(&self.holds).acquire_owned().await;
+        Ok(Turn { _turn: Some(turn.map_err(|_| unavailable("it was closed"))?) })
+    }
+
     /// Waits for the turn of a read of one thing, which is held in memory until it is answered.
     pub async fn reads_one(&self) -> Result<SemaphorePermit<'_>, EngineError> {
         let turn = self.reads.acquire().await;
@@ -150,21 +190,41 @@ impl Budget {
             let place = Arc::clone(&self.places.places).acquire_owned();
             let place = timeout(TURN_WAIT_MAX, place)
                 .await
-                .map_err(|_| unavailable("too many lists are being read"))?;
+                .map_err(|_| unavailable("too many lists and large tokens are being read"))?;
             lists.place = Some(place.map_err(|_| unavailable("it was closed"))?);
             self.has_place.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Waits for the turn of a list.
-    pub async fn list(&self) -> Result<MutexGuard<'_, Lists>, EngineError> {
+    /// Reads a list or a page of one, whose limit follows from what is left. What turns out to be small needs no place.
+    pub async fn list<T, F>(
+        &self,
+        limit: impl FnOnce(&Lists) -> Result<PageLimit, EngineError>,
+        read: impl Fn(PageLimit) -> F,
+    ) -> Result<Page<T>, EngineError>
+    where
+        F: Future<Output = Result<Page<T>, StorageError>>,
+    {
         let mut lists = self.lists.lock().await;
-        self.place(&mut lists).await?;
         if lists.bytes_left == 0 || lists.rows_left == 0 {
             return Err(too_large());
         }
-        Ok(lists)
+        let limit = limit(&lists)?;
+        if lists.place.is_none() {
+            let turn = timeout(TURN_WAIT_MAX, self.places.small.acquire()).await;
+            let _turn = turn.map_err(|_| unavailable("too many lists are being read"))?;
+            let small = PageLimit { bytes: limit.bytes.min(SMALL_ANSWER_BYTES), ..limit };
+            let page = lists.within_time(read(small)).await?;
+            if !page.more || page.items.len() >= limit.rows {
+                lists.take(&page);
+                return Ok(page);
+            }
+        }
+        self.place(&mut lists).await?;
+        let page = lists.within_time(read(limit)).await?;
+        lists.take(&page);
+        Ok(page)
     }
 }
 
@@ -183,8 +243,8 @@ impl Lists {
         Ok(self.bound(limit))
     }
 
-    /// Reads a page, and takes out what was read for it.
-    pub async fn read<T>(
+    /// Waits for a page as long as the lists of the request may take.
+    async fn within_time<T>(
         &mut self,
         page: impl Future<Output = Result<Page<T>, StorageError>>,
     ) -> Result<Page<T>, StorageError> {
@@ -195,10 +255,13 @@ impl Lists {
             ),
         };
         let until = *self.until.get_or_insert_with(|| Instant::now() + LISTS_TIME_MAX);
-        let page = timeout_at(until, page).await.map_err(|_| late())??;
+        timeout_at(until, page).await.map_err(|_| late())?
+    }
+
+    /// Takes out what was read for a page.
+    fn take<T>(&mut self, page: &Page<T>) {
         self.bytes_left = self.bytes_left.saturating_sub(page.bytes);
         self.rows_left = self.rows_left.saturating_sub(page.read.max(page.items.len()));
-        Ok(page)
     }
 }
 
@@ -215,4 +278,39 @@ fn answer_too_large() -> EngineError {
 /// More than an answer may hold.
 pub fn too_large() -> EngineError {
     EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: RESULT_BYTES_MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: usize = SMALL_ANSWER_BYTES + 1;
+
+    #[tokio::test]
+    async fn a_request_holds_one_large_thing_at_a_time_and_any_number_of_small_ones() {
+        let budget = Budget::new(Places::new());
+        let held = budget.try_hold(LARGE).await.expect("nothing else is held");
+        assert!(budget.try_hold(LARGE).await.is_none(), "one is held");
+        assert!(budget.try_hold(SMALL_ANSWER_BYTES).await.is_some());
+        drop(held);
+        assert!(budget.try_hold(LARGE).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn as_many_requests_as_there_are_places_hold_something_large() {
+        let places = Places::new();
+        let mut holders = Vec::new();
+        for _ in 0..LISTERS_MAX {
+            let budget = Budget::new(Arc::clone(&places));
+            assert!(budget.try_hold(LARGE).await.is_some());
+            holders.push(budget);
+        }
+        let late = Budget::new(places);
+        assert!(late.try_hold(LARGE).await.is_none(), "a place is a request's until its end");
+        assert!(late.try_hold(SMALL_ANSWER_BYTES).await.is_some());
+        let mut waits = Box::pin(late.hold());
+        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        holders.pop();
+        assert!(waits.await.is_ok());
+    }
 }

@@ -35,9 +35,8 @@ pub async fn tokens(
     place: Option<PlaceId>,
 ) -> Result<Vec<StoredToken>, EngineError> {
     let scope = scope(session, workflow, place).await?;
-    let mut turn = session.budget.list().await?;
-    let limit = turn.bound(LIST_LIMIT);
-    whole(turn.read(session.engine.storage.list_tokens(&scope, None, limit)).await?)
+    let read = |limit| session.engine.storage.list_tokens(&scope, None, limit);
+    whole(session.budget.list(|lists| Ok(lists.bound(LIST_LIMIT)), read).await?)
 }
 
 pub async fn token_page(
@@ -46,9 +45,8 @@ pub async fn token_page(
 ) -> Result<Page<StoredToken>, EngineError> {
     let limit = page_limit(request.first)?;
     let scope = scope(session, request.workflow, request.place).await?;
-    let mut turn = session.budget.list().await?;
-    let limit = turn.bound_page(limit)?;
-    Ok(turn.read(session.engine.storage.list_tokens(&scope, request.after, limit)).await?)
+    let read = |limit| session.engine.storage.list_tokens(&scope, request.after, limit);
+    session.budget.list(|lists| lists.bound_page(limit), read).await
 }
 
 pub async fn token_history(
@@ -59,22 +57,22 @@ pub async fn token_history(
 ) -> Result<Page<StoredEvent>, EngineError> {
     let limit = page_limit(first)?;
     let stored = session.token_to_act_on(token).await?;
-    let mut turn = session.budget.list().await?;
-    let limit = turn.bound_page(limit)?;
-    let page = turn.read(session.engine.storage.token_moves(&stored.token, before, limit)).await;
+    let read = |limit| session.engine.storage.token_moves(&stored.token, before, limit);
+    let page = session.budget.list(|lists| lists.bound_page(limit), read).await;
     page.map_err(|error| match error {
-        StorageError::ForeignCursor { .. } => EngineError::InvalidInput {
-            field: "after",
-            rule: format!("{error}; use the endCursor of the page before"),
-        },
-        error => error.into(),
+        EngineError::Storage(error @ StorageError::ForeignCursor { .. }) => {
+            EngineError::InvalidInput {
+                field: "after",
+                rule: format!("{error}; use the endCursor of the page before"),
+            }
+        }
+        error => error,
     })
 }
 
 pub async fn workflows(session: &Session) -> Result<Vec<WorkflowDefinition>, EngineError> {
-    let mut turn = session.budget.list().await?;
-    let limit = turn.bound(LIST_LIMIT);
-    whole(turn.read(session.engine.storage.list_workflows(None, limit)).await?)
+    let read = |limit| session.engine.storage.list_workflows(None, limit);
+    whole(session.budget.list(|lists| Ok(lists.bound(LIST_LIMIT)), read).await?)
 }
 
 pub async fn workflow_page(
@@ -83,9 +81,8 @@ pub async fn workflow_page(
     after: Option<WorkflowId>,
 ) -> Result<Page<WorkflowDefinition>, EngineError> {
     let limit = page_limit(first)?;
-    let mut turn = session.budget.list().await?;
-    let limit = turn.bound_page(limit)?;
-    Ok(turn.read(session.engine.storage.list_workflows(after.as_ref(), limit)).await?)
+    let read = |limit| session.engine.storage.list_workflows(after.as_ref(), limit);
+    session.budget.list(|lists| lists.bound_page(limit), read).await
 }
 
 /// What a list is of; an unknown workflow or place is an error, as an empty list would hide it.

@@ -18,7 +18,7 @@ mod writes;
 
 pub use error::EngineError;
 pub use lists::TokenPageRequest;
-pub use reads::{Health, HealthStatus};
+pub use reads::{Health, HealthStatus, ReadToken};
 pub use session::{Session, Waiting};
 pub use world::{SystemWorld, World};
 

@@ -1,11 +1,13 @@
 //! What can be asked of one thing at a time.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::budget::Turn;
 use super::calculate::calculate;
 use super::writes::check_data;
 use super::{EngineError, Session};
@@ -13,7 +15,7 @@ use crate::domain::{
     Deciding, Explanation, Token, TooCostly, TransitionDefinition, Workflow, WorkflowDefinition,
     WorkflowId,
 };
-use crate::storage::{Figure, StorageError, StorageHealth, StoredToken};
+use crate::storage::{Figure, Item, StorageError, StorageHealth, StoredToken};
 
 pub async fn available_transitions(
     session: &Session,
@@ -31,6 +33,28 @@ pub async fn explain_transitions(
     of_token(session, token, data, Workflow::explain_transitions).await
 }
 
+/// A token as it was read. As long as it is there, a large one keeps its request from holding another.
+#[derive(Debug)]
+pub struct ReadToken {
+    stored: StoredToken,
+    _turn: Option<Turn>,
+}
+
+impl Deref for ReadToken {
+    type Target = StoredToken;
+
+    fn deref(&self) -> &StoredToken {
+        &self.stored
+    }
+}
+
+/// One that was read as part of a list, which has a bound of its own, or that was written.
+impl From<StoredToken> for ReadToken {
+    fn from(stored: StoredToken) -> Self {
+        Self { stored, _turn: None }
+    }
+}
+
 type Question<T> = fn(&Workflow, &Token, Option<&Value>, &Deciding<'_>) -> Result<T, TooCostly>;
 
 async fn of_token<T: Send + 'static>(
@@ -42,7 +66,8 @@ async fn of_token<T: Send + 'static>(
     if let Some(data) = &data {
         check_data("data", data)?;
     }
-    let stored = session.token_to_act_on(token).await?;
+    let stored = session.read_token(token, None).await?;
+    let stored = stored.ok_or(EngineError::TokenNotFound { token })?;
     let workflow = session.workflow_of(&stored.token).await?;
     let now = session.engine.world.now();
     let answer = move |by: &Deciding<'_>| question(&workflow, &stored.token, data.as_ref(), by);
@@ -53,8 +78,8 @@ pub async fn token(
     session: &Session,
     id: Uuid,
     workflow: Option<&WorkflowId>,
-) -> Result<Option<StoredToken>, EngineError> {
-    Ok(session.engine.storage.load_token(id, workflow).await?)
+) -> Result<Option<ReadToken>, EngineError> {
+    session.read_token(id, workflow).await
 }
 
 pub async fn message_time(
@@ -134,6 +159,23 @@ pub async fn figures(session: &Session) -> Result<Vec<Figure>, EngineError> {
 }
 
 impl Session {
+    /// A token that is read to be answered. Whoever may not hold one as large as this lets go of it, waits until he
+    /// may, and reads it again: those who wait hold nothing.
+    async fn read_token(
+        &self,
+        id: Uuid,
+        workflow: Option<&WorkflowId>,
+    ) -> Result<Option<ReadToken>, EngineError> {
+        let read = async || self.engine.storage.load_token(id, workflow).await;
+        let Some(stored) = read().await? else { return Ok(None) };
+        if let Some(turn) = self.budget.try_hold(stored.memory()).await {
+            return Ok(Some(ReadToken { stored, _turn: Some(turn) }));
+        }
+        drop(stored);
+        let turn = self.budget.hold().await?;
+        Ok(read().await?.map(|stored| ReadToken { stored, _turn: Some(turn) }))
+    }
+
     pub(super) async fn token_to_act_on(&self, token: Uuid) -> Result<StoredToken, EngineError> {
         let found = self.engine.storage.load_token(token, None).await?;
         found.ok_or(EngineError::TokenNotFound { token })

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use super::budget::Budget;
 use super::lists::TokenPageRequest;
 use super::meter::Verb;
-use super::reads::Health;
+use super::reads::{Health, ReadToken};
 use super::{Engine, EngineError, lists, reads, writes};
 use crate::domain::{
     Caller, Explanation, MoveRequest, NewToken, PlaceId, TransitionDefinition, Workflow,
@@ -138,7 +138,7 @@ impl Session {
     }
 
     /// The token with this id, if there is one.
-    pub async fn token(&self, id: Uuid) -> Result<Option<StoredToken>, EngineError> {
+    pub async fn token(&self, id: Uuid) -> Result<Option<ReadToken>, EngineError> {
         self.verb(Verb::Token, reads::token(self, id, None)).await
     }
 
@@ -147,7 +147,7 @@ impl Session {
         &self,
         workflow: &WorkflowId,
         id: Uuid,
-    ) -> Result<Option<StoredToken>, EngineError> {
+    ) -> Result<Option<ReadToken>, EngineError> {
         self.verb(Verb::Token, reads::token(self, id, Some(workflow))).await
     }
 

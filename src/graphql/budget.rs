@@ -35,9 +35,7 @@ pub enum Scale {
 impl Scale {
     /// The one for what is asked for there.
     pub fn of(info: &ResolveInfo<'_>) -> Self {
-        let has_parts =
-            info.return_type.starts_with('[') || !info.field.selection_set.node.items.is_empty();
-        if has_parts { Self::Itself } else { Self::Whole }
+        if info.field.selection_set.node.items.is_empty() { Self::Whole } else { Self::Itself }
     }
 
     /// Bytes that the value takes in memory, roughly.
@@ -53,9 +51,11 @@ impl Scale {
 
 /// Bytes of a value beside the value itself.
 fn content(value: &Value) -> usize {
-    let whole = |value: &Value| VALUE_BYTES + content(value);
     match value {
-        Value::List(items) => TEXT_BYTES + items.iter().map(whole).sum::<usize>(),
+        Value::List(items) => {
+            let room = items.capacity() * VALUE_BYTES;
+            TEXT_BYTES + room + items.iter().map(content).sum::<usize>()
+        }
         Value::Object(members) => {
             let each = members.iter();
             let member = |(name, value): (&Name, &Value)| {

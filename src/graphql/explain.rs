@@ -4,16 +4,17 @@ use async_graphql::{Json, SimpleObject};
 use serde_json::{Map, Value};
 
 use super::error::blocked;
+use super::rows::Rows;
 use super::types::Transition;
 use crate::domain;
 
 /// A transition that starts where the token is, and whether it may fire.
 #[derive(SimpleObject)]
 pub struct TransitionExplanation {
-    transition: Transition,
+    transition: Transition<'static>,
     allowed: bool,
     /// Empty where allowed; else everything that stands in the way, not just the first.
-    blockers: Vec<Blocker>,
+    blockers: Rows<Blocker>,
 }
 
 /// Something that stands in the way of a transition.
@@ -30,9 +31,11 @@ pub struct Blocker {
 
 impl From<domain::Explanation> for TransitionExplanation {
     fn from(explained: domain::Explanation) -> Self {
-        let blockers: Vec<_> = explained.blockers.into_iter().map(Blocker::from).collect();
-        let transition = Transition(explained.transition);
-        Self { transition, allowed: blockers.is_empty(), blockers }
+        Self {
+            transition: explained.transition.into(),
+            allowed: explained.blockers.is_empty(),
+            blockers: explained.blockers.into_iter().collect(),
+        }
     }
 }
 

@@ -1,23 +1,24 @@
 //! Stands before every request, and sees to it that every error has a code.
 
 use std::any::TypeId;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_graphql::extensions::{
-    Extension, ExtensionContext, ExtensionFactory, NextPrepareRequest, NextRequest, NextResolve,
-    ResolveInfo,
+    Extension, ExtensionContext, ExtensionFactory, NextExecute, NextPrepareRequest, NextRequest,
+    NextResolve, NextValidation, ResolveInfo,
 };
 use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, OperationType};
-use async_graphql::{Request, Response, ServerError, ServerResult, Value};
+use async_graphql::{Request, Response, ServerError, ServerResult, ValidationResult, Value};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::budget::Scale;
 use super::document::{DocumentWeight, check_document, check_variables};
-use super::done::Done;
 use super::error::{ErrorCode, answer, refusal, with_code};
 use super::left_out::leave_out;
+use super::progress::Progress;
 use super::text::check_text;
+use super::validate::{Operations, validate};
 use crate::domain::Caller;
 use crate::engine::{Engine, Session};
 
@@ -42,12 +43,15 @@ pub struct Guard {
     engine: Arc<Engine>,
     parsed: Arc<Cache<String, Arc<Parsed>, TextBytes>>,
     /// Of the one request that this guard stands before.
-    done: Done,
+    progress: OnceLock<Progress>,
+    /// What is wrong with its document.
+    wrong: OnceLock<Vec<ServerError>>,
 }
 
 struct Parsed {
     document: ExecutableDocument,
     weight: DocumentWeight,
+    valid: Result<Operations, Vec<ServerError>>,
 }
 
 #[derive(Clone)]
@@ -63,7 +67,11 @@ impl Guard {
     /// A guard of the requests to one engine.
     pub fn new(engine: Arc<Engine>) -> Self {
         let parsed = Cache::with_weighter(KEPT_QUERIES, KEPT_TEXT_BYTES_MAX, TextBytes);
-        Self { engine, parsed: Arc::new(parsed), done: Done::default() }
+        Self { engine, parsed: Arc::new(parsed), progress: OnceLock::new(), wrong: OnceLock::new() }
+    }
+
+    fn progress(&self) -> &Progress {
+        self.progress.get_or_init(Progress::default)
     }
 
     /// Parses the query, unless it is too much for parser, validation or execution.
@@ -79,16 +87,26 @@ impl Guard {
                 parsed
             }
         };
-        check_variables(parsed.weight, &request.variables)?;
         let mut document = parsed.document.clone();
-        leave_out(&mut document, request.operation_name.as_deref(), &request.variables)?;
+        match &parsed.valid {
+            Ok(operations) => {
+                let operation = request.operation_name.as_deref();
+                operations.coerce(operation, &mut request.variables)?;
+                leave_out(&mut document, operation, &mut request.variables);
+                check_variables(parsed.weight, &request.variables)?;
+            }
+            Err(errors) => {
+                let _ = self.wrong.set(errors.clone());
+            }
+        }
         request.set_parsed_query(document);
         Ok(())
     }
 }
 
 fn parse(query: &str) -> Result<Parsed, ServerError> {
-    let document = async_graphql::parser::parse_query(check_text(query)?).map_err(|error| {
+    let text = check_text(query)?;
+    let document = async_graphql::parser::parse_query(&text).map_err(|error| {
         // The parser's text shows the line with an arrow; its last line says what was expected.
         let text = error.to_string();
         let last = text.lines().last().unwrap_or_default().trim_start_matches([' ', '=']);
@@ -99,7 +117,7 @@ fn parse(query: &str) -> Result<Parsed, ServerError> {
         answer
     })?;
     let weight = check_document(&document)?;
-    Ok(Parsed { document, weight })
+    Ok(Parsed { document, weight, valid: validate(&text) })
 }
 
 /// Whether the operation that a request names is a query; none if the query is wrong, which
@@ -117,7 +135,7 @@ pub fn is_query(request: &Request) -> Option<bool> {
 
 impl ExtensionFactory for Guard {
     fn create(&self) -> Arc<dyn Extension> {
-        Arc::new(Self { done: Done::default(), ..self.clone() })
+        Arc::new(Self { progress: OnceLock::new(), wrong: OnceLock::new(), ..self.clone() })
     }
 }
 
@@ -128,7 +146,7 @@ impl Extension for Guard {
         response.errors.truncate(ERRORS_MAX);
         for error in &mut response.errors {
             with_code(error);
-            self.done.name_in(error);
+            self.progress().name_done_in(error);
         }
         response
     }
@@ -146,7 +164,31 @@ impl Extension for Guard {
         if !request.data.contains_key(&TypeId::of::<Session>()) {
             request = request.data(self.engine.session(Caller::anyone()));
         }
-        next.run(ctx, request.data(self.done.clone())).await
+        let given = request.data.get(&TypeId::of::<Progress>());
+        let given = given.and_then(|given| given.downcast_ref::<Progress>()).cloned();
+        let progress = self.progress.get_or_init(|| given.unwrap_or_default()).clone();
+        next.run(ctx, request.data(progress)).await
+    }
+
+    async fn validation(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        next: NextValidation<'_>,
+    ) -> Result<ValidationResult, Vec<ServerError>> {
+        match self.wrong.get() {
+            Some(errors) => Err(errors.clone()),
+            None => next.run(ctx).await,
+        }
+    }
+
+    async fn execute(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        operation: Option<&str>,
+        next: NextExecute<'_>,
+    ) -> Response {
+        self.progress().begin();
+        next.run(ctx, operation).await
     }
 
     /// Weighs each value of the answer. Where it is too much, the next value fails that may not be null: an error

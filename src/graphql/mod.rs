@@ -2,24 +2,27 @@
 
 use std::sync::Arc;
 
-use async_graphql::{EmptySubscription, Schema};
+use async_graphql::{EmptySubscription, Schema, ValidationMode};
 
 mod budget;
 mod document;
-mod done;
 mod error;
 mod explain;
 pub mod guard;
 mod input;
 mod left_out;
 mod mutation;
+mod positions;
+mod progress;
 mod query;
 mod rows;
 mod text;
 mod types;
+mod validate;
 
 pub use error::{ErrorCode, defect, refusal};
 pub use mutation::Mutation;
+pub use progress::Progress;
 pub use query::Query;
 
 use crate::engine::Engine;
@@ -53,6 +56,8 @@ pub enum StorageBackend {
 /// The schema over an engine.
 pub fn create_schema(engine: Arc<Engine>) -> CircuitBreakerSchema {
     Schema::build(Query, Mutation, EmptySubscription)
+        // The guard validates.
+        .validation_mode(ValidationMode::Fast)
         .extension(guard::Guard::new(Arc::clone(&engine)))
         .finish()
 }

@@ -3,12 +3,12 @@
 use async_graphql::{Context, Object, Result};
 
 use super::budget::session;
-use super::done::Done;
 use super::error::answer;
 use super::input::{
     CreateWorkflowInstanceInput, TokenCreateInput, TransitionFireInput,
     TransitionTokenWithNatsInput, WorkflowDefinitionInput,
 };
+use super::progress::Progress;
 use super::types::{NatsToken, Token, Workflow};
 use crate::engine::EngineError;
 
@@ -24,7 +24,7 @@ impl Mutation {
         input: WorkflowDefinitionInput,
     ) -> Result<Workflow> {
         let workflow = session(ctx).create_workflow(input.into_draft()?).await.map_err(answer)?;
-        Done::record(ctx);
+        Progress::record(ctx);
         Ok(Workflow(workflow.definition().clone()))
     }
 
@@ -32,7 +32,7 @@ impl Mutation {
     async fn create_token(&self, ctx: &Context<'_>, input: TokenCreateInput) -> Result<Token> {
         let (workflow, id, request) = input.into_request()?;
         let created = session(ctx).create_token(&workflow, id, request).await.map_err(answer)?;
-        Done::record(ctx);
+        Progress::record(ctx);
         Ok(created.into())
     }
 
@@ -44,7 +44,7 @@ impl Mutation {
     ) -> Result<Token> {
         let (token, request) = input.into_request()?;
         let moved = session(ctx).fire(token, request).await.map_err(answer)?;
-        Done::record(ctx);
+        Progress::record(ctx);
         Ok(moved.into())
     }
 
@@ -64,7 +64,7 @@ impl Mutation {
         };
         let created = session(ctx).create_token(&workflow, id, request).await;
         let created = created.map_err(|error| answer(named(error)))?;
-        Done::record(ctx);
+        Progress::record(ctx);
         Ok(created.into())
     }
 
@@ -76,7 +76,7 @@ impl Mutation {
     ) -> Result<NatsToken> {
         let (token, request) = input.into_request()?;
         let moved = session(ctx).fire(token, request).await.map_err(answer)?;
-        Done::record(ctx);
+        Progress::record(ctx);
         Ok(moved.into())
     }
 }

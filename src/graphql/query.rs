@@ -13,8 +13,8 @@ use super::types::{
     WorkflowConnection,
 };
 use crate::domain::WorkflowDefinition;
-use crate::engine::TokenPageRequest;
-use crate::storage::{Sequence, StoredToken};
+use crate::engine::{ReadToken, TokenPageRequest};
+use crate::storage::Sequence;
 
 /// Reads. Whatever was acknowledged before, every one of them shows.
 pub struct Query;
@@ -39,11 +39,11 @@ fn nullable<F, T: From<F>>(found: Result<Option<F>>) -> Option<Result<T>> {
     found.transpose().map(|found| found.map(T::from))
 }
 
-async fn token(ctx: &Context<'_>, id: &str) -> Result<Option<StoredToken>> {
+async fn token(ctx: &Context<'_>, id: &str) -> Result<Option<ReadToken>> {
     session(ctx).token(token_id("id", id)?).await.map_err(answer)
 }
 
-async fn token_of(ctx: &Context<'_>, workflow: String, token: &str) -> Result<Option<StoredToken>> {
+async fn token_of(ctx: &Context<'_>, workflow: String, token: &str) -> Result<Option<ReadToken>> {
     let (workflow, token) = (workflow_id("workflowId", workflow)?, token_id("tokenId", token)?);
     session(ctx).token_of(&workflow, token).await.map_err(answer)
 }
@@ -136,11 +136,11 @@ impl Query {
         ctx: &Context<'_>,
         #[graphql(name = "tokenId")] token: String,
         data: Option<Json<Value>>,
-    ) -> Result<Vec<Transition>> {
+    ) -> Result<Rows<Transition<'_>>> {
         let token = token_id("tokenId", &token)?;
         let transitions =
             session(ctx).available_transitions(token, given(data)).await.map_err(answer)?;
-        Ok(transitions.into_iter().map(Transition).collect())
+        Ok(transitions.into_iter().collect())
     }
 
     /// Every transition that starts where the token is: may it fire with this data, and if not, all the reasons.
@@ -149,11 +149,11 @@ impl Query {
         ctx: &Context<'_>,
         #[graphql(name = "tokenId")] token: String,
         data: Option<Json<Value>>,
-    ) -> Result<Vec<TransitionExplanation>> {
+    ) -> Result<Rows<TransitionExplanation>> {
         let token = token_id("tokenId", &token)?;
         let explained =
             session(ctx).explain_transitions(token, given(data)).await.map_err(answer)?;
-        Ok(explained.into_iter().map(TransitionExplanation::from).collect())
+        Ok(explained.into_iter().collect())
     }
 
     /// A workflow by id. Null where there is none.

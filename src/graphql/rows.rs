@@ -1,4 +1,5 @@
-//! A list of rows, which may be long.
+//! Lists, which may be long. The library would begin with all that is in them at once, which takes far more memory
+//! than what they answer.
 
 use std::borrow::Cow;
 
@@ -12,10 +13,9 @@ use super::error::answer;
 use crate::engine::Session;
 
 /// Rows that are answered at once: some wait for the store.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 8;
 
-/// Rows of an answer. The library would begin with all of them at once, which takes far more memory than what
-/// they answer.
+/// Rows of an answer.
 pub struct Rows<T>(Vec<T>);
 
 impl<T, F> FromIterator<F> for Rows<T>
@@ -67,4 +67,36 @@ async fn resolve_row<T: OutputType>(
     let charged = session.charge_answer(Scale::Itself.weigh(&value)).await;
     charged.map_err(|error| ctx.set_error_path(answer(error).into_server_error(field.pos)))?;
     Ok(value)
+}
+
+/// Texts of an answer, which nothing has to wait for.
+pub struct Texts<T>(Vec<T>);
+
+impl<T> FromIterator<T> for Texts<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(texts: I) -> Self {
+        Self(texts.into_iter().collect())
+    }
+}
+
+impl<T: AsRef<str> + Send + Sync> OutputType for Texts<T> {
+    fn type_name() -> Cow<'static, str> {
+        Vec::<String>::type_name()
+    }
+
+    fn qualified_type_name() -> String {
+        Vec::<String>::qualified_type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        Vec::<String>::create_type_info(registry)
+    }
+
+    async fn resolve(
+        &self,
+        _: &ContextSelectionSet<'_>,
+        _: &Positioned<Field>,
+    ) -> ServerResult<Value> {
+        let text = |text: &T| Value::String(text.as_ref().to_owned());
+        Ok(Value::List(self.0.iter().map(text).collect()))
+    }
 }

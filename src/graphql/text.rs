@@ -16,7 +16,8 @@ const QUERY_BYTES_MAX: usize = 64 * 1024;
 /// Levels of `{`, `[` and `(` in a query's text. 300 would overflow a stack in a debug build.
 const NESTING_MAX: usize = 64;
 
-/// Checks a query's text. Gives it with escapes that the parser knows.
+/// Checks a query's text. Gives it with escapes that the parsers know, and with blanks for comments and commas, which the
+/// parsers do not take everywhere: not behind `...`. What is left stands where it stood.
 pub fn check_text(query: &str) -> Result<Cow<'_, str>, ServerError> {
     if query.len() > QUERY_BYTES_MAX {
         let bytes = query.len();
@@ -42,7 +43,15 @@ pub fn check_text(query: &str) -> Result<Cow<'_, str>, ServerError> {
                 depth = depth.saturating_sub(1);
                 &rest[1..]
             }
-            b'#' => &rest[rest.find(['\n', '\r']).unwrap_or(rest.len())..],
+            b'#' => {
+                let length = rest.find(['\n', '\r']).unwrap_or(rest.len());
+                escaped.blank(rest, length);
+                &rest[length..]
+            }
+            b',' => {
+                escaped.blank(rest, 1);
+                &rest[1..]
+            }
             b'"' => match rest.strip_prefix("\"\"\"") {
                 Some(block) => after_block(block),
                 None => escaped.after_string(&rest[1..])?,
@@ -66,7 +75,7 @@ fn after_block(mut text: &str) -> Option<&str> {
     }
 }
 
-/// A text whose escapes of characters are written in another way, where the parser does not know them.
+/// A text some of which is written in another way.
 struct Escaped<'a> {
     text: &'a str,
     /// What comes before `kept`, written anew.
@@ -77,6 +86,14 @@ struct Escaped<'a> {
 impl<'a> Escaped<'a> {
     fn new(text: &'a str) -> Self {
         Self { text, done: String::new(), kept: 0 }
+    }
+
+    /// Writes blanks for what a text begins with.
+    fn blank(&mut self, text: &str, length: usize) {
+        let begin = self.text.len() - text.len();
+        self.done.push_str(&self.text[self.kept..begin]);
+        self.done.extend(text[..length].chars().map(|_| ' '));
+        self.kept = begin + length;
     }
 
     /// What follows a plain string whose first quote was just read; none if it is not closed in its line.
@@ -213,7 +230,7 @@ mod tests {
             (r#"{a(x: "\ud83d\ude00!")}"#, Some(r#"{a(x: "😀!")}"#)),
             (
                 r#"{a(x: "é\uD83D\uDE00\ud83d\ude00", y: "\u0041")}"#,
-                Some(r#"{a(x: "é😀😀", y: "\u0041")}"#),
+                Some(r#"{a(x: "é😀😀"  y: "\u0041")}"#),
             ),
             (
                 r#"{a(x: "\u{1F600} \u{41} \u{22} \u{0A}")}"#,
@@ -221,9 +238,12 @@ mod tests {
             ),
             // Elsewhere it is no escape.
             (
-                r#"{a(x: """\ud83d\ude00 \""" \u{41}""") # \ud83d\ude00
+                r#"{a(x: """\ud83d\ude00 \""" \u{41}""") # \ud83d
                 }"#,
-                None,
+                Some(
+                    r#"{a(x: """\ud83d\ude00 \""" \u{41}""")         
+                }"#,
+                ),
             ),
             (r#"{a(x: "\\ud83d\\u{41}")}"#, None),
             // What is wrong there, the parser says.

@@ -1,5 +1,6 @@
 //! What the schema shows of tokens, workflows and their history.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_graphql::{Context, Enum, ID, Json, MergedObject, Object, Result, SimpleObject};
@@ -8,9 +9,9 @@ use serde_json::{Map, Value};
 
 use super::budget::session;
 use super::error::answer;
-use super::rows::Rows;
+use super::rows::{Rows, Texts};
 use crate::domain::{self, TransitionDefinition, WorkflowDefinition};
-use crate::engine;
+use crate::engine::{self, ReadToken};
 use crate::storage::{Page, Sequence, StoredEvent, StoredToken};
 
 /// RFC 3339 in UTC with microseconds.
@@ -21,6 +22,7 @@ fn time(time: DateTime<Utc>) -> String {
 /// A definition: places and the transitions between them. It never changes.
 pub struct Workflow(pub WorkflowDefinition);
 
+/// A definition: places and the transitions between them. It never changes.
 #[Object]
 impl Workflow {
     async fn id(&self) -> ID {
@@ -32,33 +34,33 @@ impl Workflow {
     async fn description(&self) -> Option<&str> {
         self.0.description.as_deref()
     }
-    async fn places(&self) -> Vec<&str> {
+    async fn places(&self) -> Texts<&str> {
         self.0.places.iter().map(|place| place.as_str()).collect()
     }
-    async fn transitions(&self) -> Vec<Transition> {
-        self.0.transitions.iter().cloned().map(Transition).collect()
+    async fn transitions(&self) -> Rows<Transition<'_>> {
+        self.0.transitions.iter().map(Transition::from).collect()
     }
     /// Where a new token is put.
     async fn initial_place(&self) -> &str {
         &self.0.initial_place
     }
     /// Where createToken may put a token, initialPlace among them.
-    async fn entry_places(&self) -> Vec<&str> {
+    async fn entry_places(&self) -> Texts<&str> {
         let entries = self.0.places.iter().filter(|place| self.0.is_entry(place));
         entries.map(|place| place.as_str()).collect()
     }
     /// Where a token is completed: the places that no transition leaves.
-    async fn final_places(&self) -> Vec<&str> {
+    async fn final_places(&self) -> Texts<&str> {
         self.0.final_places().map(|place| place.as_str()).collect()
     }
-    async fn place_settings(&self) -> Vec<PlaceSettings<'_>> {
-        self.0.place_settings.iter().map(PlaceSettings).collect()
+    async fn place_settings(&self) -> Rows<PlaceSettings<'_>> {
+        self.0.place_settings.iter().collect()
     }
     /// What the graph shows to be odd; it is stored all the same. At most 100.
-    async fn warnings(&self, ctx: &Context<'_>) -> Result<Vec<SoundnessWarning>> {
+    async fn warnings(&self, ctx: &Context<'_>) -> Result<Rows<SoundnessWarning>> {
         session(ctx).pay_steps(self.0.edges()).map_err(answer)?;
         let warnings = self.0.warnings();
-        Ok(warnings.into_iter().map(SoundnessWarning::from).collect())
+        Ok(warnings.into_iter().collect())
     }
     async fn created_at(&self) -> String {
         time(self.0.created_at)
@@ -75,10 +77,11 @@ impl From<WorkflowDefinition> for Workflow {
 }
 
 /// A way from any of several places to one.
-pub struct Transition(pub TransitionDefinition);
+pub struct Transition<'a>(Cow<'a, TransitionDefinition>);
 
+/// A way from any of several places to one.
 #[Object]
-impl Transition {
+impl Transition<'_> {
     async fn id(&self) -> &str {
         &self.0.id
     }
@@ -89,25 +92,44 @@ impl Transition {
         self.0.description.as_deref()
     }
     /// The token may be in any one of these.
-    async fn from_places(&self) -> Vec<&str> {
+    async fn from_places(&self) -> Texts<&str> {
         self.0.from_places.iter().map(|place| place.as_str()).collect()
     }
     async fn to_place(&self) -> &str {
         &self.0.to_place
     }
     /// CEL expressions; all must hold.
-    async fn conditions(&self) -> &[String] {
-        &self.0.conditions
+    async fn conditions(&self) -> Texts<&str> {
+        self.0.conditions.iter().map(String::as_str).collect()
     }
     /// The members of `data` that a caller may write. Null: all.
-    async fn accepts(&self) -> Option<&[String]> {
-        self.0.accepts.as_deref()
+    async fn accepts(&self) -> Option<Texts<&str>> {
+        Some(self.0.accepts.as_ref()?.iter().map(String::as_str).collect())
+    }
+}
+
+impl<'a> From<&'a TransitionDefinition> for Transition<'a> {
+    fn from(definition: &'a TransitionDefinition) -> Self {
+        Self(Cow::Borrowed(definition))
+    }
+}
+
+impl From<TransitionDefinition> for Transition<'_> {
+    fn from(definition: TransitionDefinition) -> Self {
+        Self(Cow::Owned(definition))
     }
 }
 
 /// What is known of a place.
 pub struct PlaceSettings<'a>(&'a domain::PlaceSettings);
 
+impl<'a> From<&'a domain::PlaceSettings> for PlaceSettings<'a> {
+    fn from(settings: &'a domain::PlaceSettings) -> Self {
+        Self(settings)
+    }
+}
+
+/// What is known of a place.
 #[Object]
 impl PlaceSettings<'_> {
     async fn place(&self) -> &str {
@@ -131,7 +153,7 @@ pub struct SoundnessWarning {
     code: SoundnessCode,
     message: String,
     /// The places and transitions that show it, in order.
-    path: Vec<String>,
+    path: Texts<String>,
 }
 
 /// What can be odd about a graph.
@@ -155,13 +177,14 @@ impl From<domain::SoundnessWarning> for SoundnessWarning {
             domain::SoundnessCode::DeadTransition => SoundnessCode::DeadTransition,
             domain::SoundnessCode::NoWayOut => SoundnessCode::NoWayOut,
         };
-        Self { code, message, path }
+        Self { code, message, path: path.into_iter().collect() }
     }
 }
 
 /// One piece of work in one place of one workflow.
-pub struct Token(Arc<StoredToken>);
+pub struct Token(Arc<ReadToken>);
 
+/// One piece of work in one place of one workflow.
 #[Object]
 impl Token {
     async fn id(&self) -> ID {
@@ -190,37 +213,50 @@ impl Token {
         self.0.token.version
     }
     /// The newest transitions, oldest first; all of them: tokenHistory.
-    async fn history(&self) -> Vec<HistoryEvent> {
-        self.0.token.history.iter().map(HistoryEvent::from).collect()
+    async fn history(&self) -> Rows<HistoryEvent<'_>> {
+        self.0.token.history.iter().collect()
     }
 }
 
 /// One transition that a token has made.
-#[derive(SimpleObject)]
-pub struct HistoryEvent {
-    timestamp: String,
-    transition: String,
-    from_place: String,
-    to_place: String,
+pub struct HistoryEvent<'a>(&'a domain::HistoryEvent);
+
+/// One transition that a token has made.
+#[Object]
+impl HistoryEvent<'_> {
+    async fn timestamp(&self) -> String {
+        time(self.0.timestamp)
+    }
+    async fn transition(&self) -> &str {
+        &self.0.transition
+    }
+    async fn from_place(&self) -> &str {
+        &self.0.from_place
+    }
+    async fn to_place(&self) -> &str {
+        &self.0.to_place
+    }
     /// What the request merged into the token's data, where it is short; tokenHistory has all.
-    data: Option<Json<Value>>,
+    async fn data(&self) -> Option<Json<&Value>> {
+        self.0.data.as_ref().map(Json)
+    }
 }
 
-impl From<&domain::HistoryEvent> for HistoryEvent {
-    fn from(event: &domain::HistoryEvent) -> Self {
-        Self {
-            timestamp: time(event.timestamp),
-            transition: event.transition.to_string(),
-            from_place: event.from_place.to_string(),
-            to_place: event.to_place.to_string(),
-            data: event.data.clone().map(Json),
-        }
+impl<'a> From<&'a domain::HistoryEvent> for HistoryEvent<'a> {
+    fn from(event: &'a domain::HistoryEvent) -> Self {
+        Self(event)
+    }
+}
+
+impl From<ReadToken> for Token {
+    fn from(read: ReadToken) -> Self {
+        Self(Arc::new(read))
     }
 }
 
 impl From<StoredToken> for Token {
     fn from(stored: StoredToken) -> Self {
-        Self(Arc::new(stored))
+        ReadToken::from(stored).into()
     }
 }
 
@@ -229,15 +265,21 @@ impl From<StoredToken> for Token {
 #[graphql(name = "NATSToken")]
 pub struct NatsToken(Token, NatsFields);
 
+impl From<ReadToken> for NatsToken {
+    fn from(read: ReadToken) -> Self {
+        let read = Arc::new(read);
+        Self(Token(Arc::clone(&read)), NatsFields(read))
+    }
+}
+
 impl From<StoredToken> for NatsToken {
     fn from(stored: StoredToken) -> Self {
-        let stored = Arc::new(stored);
-        Self(Token(Arc::clone(&stored)), NatsFields(stored))
+        ReadToken::from(stored).into()
     }
 }
 
 /// Where a token stands in NATS.
-pub struct NatsFields(Arc<StoredToken>);
+pub struct NatsFields(Arc<ReadToken>);
 
 #[Object]
 impl NatsFields {
@@ -260,37 +302,50 @@ impl NatsFields {
         self.0.token.nats_subject.as_deref()
     }
     /// The newest transitions, oldest first; all of them: tokenHistory.
-    async fn transition_history(&self) -> Vec<TransitionRecord> {
-        self.0.token.transition_history.iter().map(TransitionRecord::from).collect()
+    async fn transition_history(&self) -> Rows<TransitionRecord<'_>> {
+        self.0.token.transition_history.iter().collect()
     }
 }
 
 /// One transition that a token has made, with who fired it.
-#[derive(SimpleObject)]
-pub struct TransitionRecord {
-    from_place: String,
-    to_place: String,
-    transition_id: String,
-    timestamp: String,
-    triggered_by: Option<String>,
-    nats_sequence: Option<String>,
-    metadata: Option<Json<Value>>,
-    /// What the request merged into the token's data. In `transitionHistory` always null.
-    data: Option<Json<Value>>,
+pub struct TransitionRecord<'a> {
+    record: Cow<'a, domain::TransitionRecord>,
+    data: Option<Value>,
 }
 
-impl From<&domain::TransitionRecord> for TransitionRecord {
-    fn from(record: &domain::TransitionRecord) -> Self {
-        Self {
-            from_place: record.from_place.to_string(),
-            to_place: record.to_place.to_string(),
-            transition_id: record.transition_id.to_string(),
-            timestamp: time(record.timestamp),
-            triggered_by: record.triggered_by.clone(),
-            nats_sequence: record.nats_sequence.map(|sequence| sequence.to_string()),
-            metadata: record.metadata.clone().map(Json),
-            data: None,
-        }
+/// One transition that a token has made, with who fired it.
+#[Object]
+impl TransitionRecord<'_> {
+    async fn from_place(&self) -> &str {
+        &self.record.from_place
+    }
+    async fn to_place(&self) -> &str {
+        &self.record.to_place
+    }
+    async fn transition_id(&self) -> &str {
+        &self.record.transition_id
+    }
+    async fn timestamp(&self) -> String {
+        time(self.record.timestamp)
+    }
+    async fn triggered_by(&self) -> Option<&str> {
+        self.record.triggered_by.as_deref()
+    }
+    async fn nats_sequence(&self) -> Option<String> {
+        self.record.nats_sequence.map(|sequence| sequence.to_string())
+    }
+    async fn metadata(&self) -> Option<Json<&Value>> {
+        self.record.metadata.as_ref().map(Json)
+    }
+    /// What the request merged into the token's data. In `transitionHistory` always null.
+    async fn data(&self) -> Option<Json<&Value>> {
+        self.data.as_ref().map(Json)
+    }
+}
+
+impl<'a> From<&'a domain::TransitionRecord> for TransitionRecord<'a> {
+    fn from(record: &'a domain::TransitionRecord) -> Self {
+        Self { record: Cow::Borrowed(record), data: None }
     }
 }
 
@@ -333,7 +388,7 @@ pub struct TransitionRecordConnection {
 #[derive(SimpleObject)]
 pub struct TransitionRecordEdge {
     cursor: String,
-    node: TransitionRecord,
+    node: TransitionRecord<'static>,
 }
 
 /// Whether a list goes on, and from where.
@@ -377,12 +432,9 @@ impl From<Page<StoredEvent>> for TransitionRecordConnection {
     fn from(page: Page<StoredEvent>) -> Self {
         let end_cursor = page.items.last().map(|stored| cursor(stored.sequence));
         let edge = |stored: StoredEvent| {
-            let record = stored.event.transition_record()?;
-            let node = TransitionRecord {
-                nats_sequence: stored.nats_sequence.map(|sequence| sequence.to_string()),
-                data: stored.event.data.map(Json),
-                ..TransitionRecord::from(&record)
-            };
+            let mut record = stored.event.transition_record()?;
+            record.nats_sequence = stored.nats_sequence;
+            let node = TransitionRecord { record: Cow::Owned(record), data: stored.event.data };
             Some(TransitionRecordEdge { cursor: cursor(stored.sequence), node })
         };
         Self {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
-use super::graphql;
+use super::reply;
 use super::router;
 
 /// The names that `Host` and `Origin` may have, beside IP addresses and `localhost`.
@@ -69,7 +69,7 @@ pub async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> 
             let message = format!(
                 "{header} names {name:?}, which is not a name of this server; if it is one, add its host to ALLOWED_HOSTS"
             );
-            graphql::refused(StatusCode::MISDIRECTED_REQUEST, message).into_response()
+            reply::refused(request.headers(), StatusCode::MISDIRECTED_REQUEST, message)
         }
     }
 }

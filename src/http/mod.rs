@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::response::IntoResponse;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,6 +20,8 @@ mod admission;
 mod answer;
 mod graphql;
 mod hosts;
+mod reply;
+mod request;
 mod router;
 
 use admission::{Client, Held, Room};
@@ -138,11 +139,12 @@ async fn attend(
         asking.heard();
         request.extensions_mut().insert(Arc::clone(&asking));
         let refused = only_probes && !router::is_probe(request.uri().path());
-        let answer = (!refused).then(|| inner.call(request));
+        let answer =
+            if refused { Err(reply::no_place(request.headers())) } else { Ok(inner.call(request)) };
         async move {
             match answer {
-                Some(answer) => answer.await,
-                None => Ok(graphql::no_place().into_response()),
+                Ok(answer) => answer.await,
+                Err(no_place) => Ok(no_place),
             }
         }
     });

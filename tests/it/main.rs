@@ -36,6 +36,7 @@ mod nats_races;
 mod nats_server;
 mod nats_settings;
 mod readme;
+mod reference;
 mod schema;
 mod storage_errors;
 mod storage_suite;

@@ -139,7 +139,7 @@ fn operation(random: &mut Rng, tokens: &[Uuid]) -> Operation {
 async fn perform(subject: &Subject, operation: Operation) -> Result<String, EngineError> {
     let session = || subject.engine.session(Caller::anyone());
     let engine = &session();
-    let shown = |stored: StoredToken| format!("{:?}", without_place_on_bus(&stored.token));
+    let shown = |stored: &StoredToken| format!("{:?}", without_place_on_bus(&stored.token));
     match operation {
         Operation::CreateWorkflow(draft) => {
             Ok(format!("{:?}", engine.create_workflow(draft).await?.definition()))
@@ -147,15 +147,21 @@ async fn perform(subject: &Subject, operation: Operation) -> Result<String, Engi
         Operation::CreateToken { workflow, id, place, data } => {
             let place = place.map(|place| place.parse().unwrap());
             let request = NewToken { place, data, ..NewToken::default() };
-            engine.create_token(&workflow_id(&workflow), id, request).await.map(shown)
+            engine
+                .create_token(&workflow_id(&workflow), id, request)
+                .await
+                .map(|stored| shown(&stored))
         }
-        Operation::Fire { token, request } => engine.fire(token, request).await.map(shown),
+        Operation::Fire { token, request } => {
+            engine.fire(token, request).await.map(|stored| shown(&stored))
+        }
         Operation::Read { token, workflow: None } => {
-            Ok(format!("{:?}", engine.token(token).await?.map(shown)))
+            Ok(format!("{:?}", engine.token(token).await?.map(|read| shown(&read))))
         }
-        Operation::Read { token, workflow: Some(workflow) } => {
-            Ok(format!("{:?}", engine.token_of(&workflow_id(&workflow), token).await?.map(shown)))
-        }
+        Operation::Read { token, workflow: Some(workflow) } => Ok(format!(
+            "{:?}",
+            engine.token_of(&workflow_id(&workflow), token).await?.map(|read| shown(&read))
+        )),
         Operation::Available { token } => {
             Ok(format!("{:?}", engine.available_transitions(token, None).await?))
         }

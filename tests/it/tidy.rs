@@ -305,7 +305,13 @@ fn dependencies_have_licences_that_allow_what_ours_does() {
     let packages = metadata["packages"].as_array().unwrap();
     assert!(packages.len() > 50);
     for package in packages {
-        let licence = package["license"].as_str().unwrap_or_default().replace('/', " OR ");
+        let named = package["license"].as_str().or_else(|| {
+            // One that has its licence in a file alone.
+            let folder = Path::new(package["manifest_path"].as_str()?).parent()?;
+            let text = fs::read_to_string(folder.join(package["license_file"].as_str()?)).ok()?;
+            text.starts_with("MIT License").then_some("MIT")
+        });
+        let licence = named.unwrap_or_default().replace('/', " OR ");
         // Each side of an `AND` needs one choice that is allowed.
         let allowed = !licence.is_empty()
             && licence.split(" AND ").all(|side| {

@@ -97,15 +97,23 @@ fn bound_expression(root: &IdedExpr) -> Result<usize, String> {
 
 fn refuse(expression: &Expr, in_loop: bool) -> Result<(), String> {
     let what = match expression {
-        Expr::Map(_) | Expr::Struct(_) => "map and message literals are",
-        Expr::Literal(LiteralValue::Bytes(_)) => "bytes are",
-        Expr::List(list) if !list.optional_indices.is_empty() => "optional elements are",
-        Expr::Comprehension(_) if in_loop => "a loop inside a loop is",
+        Expr::Map(_) | Expr::Struct(_) => {
+            "map and message literals are not supported in conditions; compare member by member"
+        }
+        Expr::Literal(LiteralValue::Bytes(_)) => {
+            "bytes are not supported in conditions; JSON has none"
+        }
+        Expr::List(list) if !list.optional_indices.is_empty() => {
+            "optional elements are not supported in conditions"
+        }
+        Expr::Comprehension(_) if in_loop => {
+            "a loop inside a loop is not supported in conditions; it could take very long"
+        }
         // Loops that build lists; the others keep one bool or one number.
         Expr::Comprehension(loops) if matches!(loops.accu_init.expr, Expr::List(_)) => {
-            "map and filter are (use all, exists or exists_one), they are"
+            "map and filter are not supported in conditions, as they build lists; use all, exists or exists_one"
         }
-        Expr::Unspecified => return Err("a part of the expression is missing".to_owned()),
+        Expr::Unspecified => "a part of the expression is missing",
         Expr::Call(call)
             if !is_operator(&call.func_name) && !FUNCTIONS.contains(&call.func_name.as_str()) =>
         {
@@ -117,7 +125,7 @@ fn refuse(expression: &Expr, in_loop: bool) -> Result<(), String> {
         }
         _ => return Ok(()),
     };
-    Err(format!("{what} not supported in conditions"))
+    Err(what.to_owned())
 }
 
 fn is_operator(function: &str) -> bool {
