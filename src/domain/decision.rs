@@ -161,7 +161,7 @@ fn accepted(members: &[String]) -> String {
 
 fn shown(members: &[String]) -> String {
     if members.is_empty() {
-        return "what is not an object".to_owned();
+        return "data that is no object".to_owned();
     }
     let names = members.iter().take(NAMES_SHOWN_MAX).map(|name| Shown(name).to_string());
     let names: Vec<_> = names.collect();
@@ -184,7 +184,7 @@ fn list<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
 fn may_fire(transitions: &[TransitionId]) -> String {
     match transitions {
         [] => "no transition leads on".to_owned(),
-        some => format!("{} may fire", list(some.iter().map(TransitionId::as_str))),
+        some => format!("{} start", list(some.iter().map(TransitionId::as_str))),
     }
 }
 
@@ -417,7 +417,7 @@ mod tests {
             (
                 refused("packed", None, None, "pack", good()),
                 format!(
-                    "transition pack starts from open, but token {id} is in packed, from where send, cancel may fire"
+                    "transition pack starts from open, but token {id} is in packed, from where send, cancel start"
                 ),
             ),
             (
@@ -623,7 +623,11 @@ mod tests {
                 r#"data: transition note accepts "a", "c", not "b", "d""#,
             ),
             (&[], json!({ "a": 1 }), r#"data: transition note accepts no data, not "a""#),
-            (&["a"], json!("x"), r#"data: transition note accepts "a", not what is not an object"#),
+            (
+                &["a"],
+                json!("x"),
+                r#"data: transition note accepts "a", not data that is no object"#,
+            ),
         ] {
             assert_eq!(refusal(Some(accepts), Some(data)), Err(expected.to_owned()));
         }

@@ -49,6 +49,11 @@ impl Scale {
     }
 }
 
+/// Bytes that a value takes in memory, roughly.
+pub fn bytes_of(value: &Value) -> usize {
+    VALUE_BYTES + content(value)
+}
+
 /// Bytes of a value beside the value itself.
 fn content(value: &Value) -> usize {
     match value {

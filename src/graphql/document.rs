@@ -2,14 +2,13 @@
 //!
 //! They stand before validation and the GraphQL library, whose own limits come after the cost. All here is linear.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use async_graphql::parser::types::{
-    ExecutableDocument, FragmentDefinition, OperationDefinition, OperationType, Selection,
-    SelectionSet,
+    ExecutableDocument, FragmentDefinition, OperationDefinition, Selection, SelectionSet,
 };
-use async_graphql::{Name, Positioned, ServerError, Variables};
-use async_graphql_value::{ConstValue, Value};
+use async_graphql::{Name, Positioned, ServerError};
+use async_graphql_value::Value;
 
 use super::error::{ErrorCode, refusal};
 
@@ -33,17 +32,8 @@ const DEFINITIONS_MAX: usize = 100;
 /// Arguments of one field or directive.
 const ARGUMENTS_MAX: usize = 32;
 
-/// JSON values in the variables, times the uses of variables: each use is checked value by value.
-const VARIABLE_VALUES_MAX: usize = 1_000_000;
-
-/// What executing a document amounts to, whatever its variables.
-#[derive(Debug, Clone, Copy)]
-pub struct DocumentWeight {
-    variable_uses: usize,
-}
-
 /// Checks a parsed document before it is validated.
-pub fn check_document(document: &ExecutableDocument) -> Result<DocumentWeight, ServerError> {
+pub fn check_document(document: &ExecutableDocument) -> Result<(), ServerError> {
     if document.operations.iter().count() > DEFINITIONS_MAX
         || document.fragments.len() > DEFINITIONS_MAX
     {
@@ -53,16 +43,13 @@ pub fn check_document(document: &ExecutableDocument) -> Result<DocumentWeight, S
     }
     let mut weigher =
         Weigher { fragments: &document.fragments, known: HashMap::new(), written: 0, extras: 0 };
-    let mut variable_uses = 0_usize;
     // Also fragments that nobody uses: validation goes through them, too.
     for name in document.fragments.keys() {
         let weight = weigher.fragment(name)?;
         check_fields(weight)?;
-        variable_uses = variable_uses.saturating_add(weight.variable_uses);
     }
     for (_, operation) in document.operations.iter() {
         let weight = weigher.operation(&operation.node)?;
-        variable_uses = variable_uses.saturating_add(weight.variable_uses);
         let limits = [
             ("levels", weight.depth, DEPTH_MAX),
             ("fields at the root", weight.roots, ROOT_FIELDS_MAX),
@@ -74,12 +61,8 @@ pub fn check_document(document: &ExecutableDocument) -> Result<DocumentWeight, S
                 return Err(too_much(count, what, max));
             }
         }
-        if operation.node.ty == OperationType::Mutation {
-            let mut keys = HashSet::new();
-            distinct_roots(&operation.node.selection_set.node, &document.fragments, &mut keys)?;
-        }
     }
-    Ok(DocumentWeight { variable_uses })
+    Ok(())
 }
 
 fn check_fields(weight: Weight) -> Result<(), ServerError> {
@@ -93,28 +76,6 @@ fn too_much(count: usize, what: &str, max: usize) -> ServerError {
     too_complex(format!(
         "the query selects {count} {what} with its fragments written out, at most {max} are allowed"
     ))
-}
-
-/// Checks what the variables of a request add to its document.
-pub fn check_variables(weight: DocumentWeight, variables: &Variables) -> Result<(), ServerError> {
-    let values = variables.values().map(values).sum::<usize>();
-    // One use of each is no more than reading them.
-    let checked = values.saturating_mul(weight.variable_uses);
-    if weight.variable_uses > 1 && checked > VARIABLE_VALUES_MAX {
-        return Err(too_complex(format!(
-            "{values} values in variables that are used {} times are too much for one request",
-            weight.variable_uses
-        )));
-    }
-    Ok(())
-}
-
-fn values(value: &ConstValue) -> usize {
-    match value {
-        ConstValue::List(items) => 1 + items.iter().map(values).sum::<usize>(),
-        ConstValue::Object(members) => 1 + members.values().map(values).sum::<usize>(),
-        _ => 1,
-    }
 }
 
 pub(super) fn too_complex(message: String) -> ServerError {
@@ -134,7 +95,6 @@ struct Weight {
     /// Fields of the outermost level.
     roots: usize,
     introspection_lists: usize,
-    variable_uses: usize,
 }
 
 impl Weight {
@@ -143,7 +103,6 @@ impl Weight {
         self.introspection_lists = self.introspection_lists.max(other.introspection_lists);
         self.fields = self.fields.saturating_add(other.fields);
         self.roots = self.roots.saturating_add(other.roots);
-        self.variable_uses = self.variable_uses.saturating_add(other.variable_uses);
     }
 
     fn with_one_more(self) -> Self {
@@ -166,10 +125,10 @@ type Arguments<'a> = &'a [(Positioned<Name>, Positioned<Value>)];
 impl Weigher<'_> {
     fn operation(&mut self, operation: &OperationDefinition) -> Result<Weight, ServerError> {
         self.extra(operation.variable_definitions.len())?;
-        let mut weight = self.selection_set(&operation.selection_set.node)?;
+        let weight = self.selection_set(&operation.selection_set.node)?;
         for directive in &operation.directives {
             self.extra(1)?;
-            weight.variable_uses += arguments(&directive.node.arguments)?;
+            arguments(&directive.node.arguments)?;
         }
         Ok(weight)
     }
@@ -193,10 +152,11 @@ impl Weigher<'_> {
             };
             for directive in directives {
                 self.extra(1)?;
-                sum.variable_uses += arguments(&directive.node.arguments)?;
+                arguments(&directive.node.arguments)?;
             }
             sum.add(match &selection.node {
                 Selection::Field(field) => {
+                    arguments(&field.node.arguments)?;
                     let inner = self.selection_set(&field.node.selection_set.node)?;
                     Weight {
                         depth: inner.depth + 1,
@@ -204,9 +164,6 @@ impl Weigher<'_> {
                         roots: 1,
                         introspection_lists: inner.introspection_lists
                             + list_of_introspection(&field.node.name.node),
-                        variable_uses: inner
-                            .variable_uses
-                            .saturating_add(arguments(&field.node.arguments)?),
                     }
                 }
                 // They weigh something themselves, as validation goes through each of them.
@@ -230,10 +187,10 @@ impl Weigher<'_> {
         // An unknown fragment is named by validation.
         let Some(fragment) = self.fragments.get(name) else { return Ok(Weight::default()) };
         self.known.insert(name.clone(), None);
-        let mut weight = self.selection_set(&fragment.node.selection_set.node)?;
+        let weight = self.selection_set(&fragment.node.selection_set.node)?;
         for directive in &fragment.node.directives {
             self.extra(1)?;
-            weight.variable_uses += arguments(&directive.node.arguments)?;
+            arguments(&directive.node.arguments)?;
         }
         self.known.insert(name.clone(), Some(weight));
         Ok(weight)
@@ -250,23 +207,15 @@ impl Weigher<'_> {
     }
 }
 
-/// Bounds the arguments and counts the variables in them.
-fn arguments(arguments: Arguments<'_>) -> Result<usize, ServerError> {
-    fn uses(value: &Value) -> usize {
-        match value {
-            Value::Variable(_) => 1,
-            Value::List(items) => items.iter().map(uses).sum(),
-            Value::Object(members) => members.values().map(uses).sum(),
-            _ => 0,
-        }
-    }
-    if arguments.len() > ARGUMENTS_MAX {
+/// Bounds the arguments.
+fn arguments(arguments: Arguments<'_>) -> Result<(), ServerError> {
+    let count = arguments.len();
+    if count > ARGUMENTS_MAX {
         return Err(too_complex(format!(
-            "a field has {} arguments, at most {ARGUMENTS_MAX} are allowed",
-            arguments.len()
+            "a field has {count} arguments, at most {ARGUMENTS_MAX} are allowed"
         )));
     }
-    Ok(arguments.iter().map(|(_, value)| uses(&value.node)).sum())
+    Ok(())
 }
 
 fn list_of_introspection(field: &str) -> usize {
@@ -282,35 +231,6 @@ fn list_of_introspection(field: &str) -> usize {
         "locations",
     ];
     usize::from(lists.contains(&field))
-}
-
-/// Refuses a mutation that names a root field twice under one key, but for `__typename`: the library would do it twice.
-fn distinct_roots(
-    set: &SelectionSet,
-    fragments: &HashMap<Name, Positioned<FragmentDefinition>>,
-    keys: &mut HashSet<Name>,
-) -> Result<(), ServerError> {
-    for selection in &set.items {
-        match &selection.node {
-            Selection::Field(field) => {
-                let key = field.node.alias.as_ref().unwrap_or(&field.node.name).node.clone();
-                if field.node.name.node != "__typename" && !keys.insert(key.clone()) {
-                    return Err(wrong(format!(
-                        "the mutation has {key} twice; give one of them an alias"
-                    )));
-                }
-            }
-            Selection::InlineFragment(inline) => {
-                distinct_roots(&inline.node.selection_set.node, fragments, keys)?
-            }
-            Selection::FragmentSpread(spread) => {
-                if let Some(fragment) = fragments.get(&spread.node.fragment_name.node) {
-                    distinct_roots(&fragment.node.selection_set.node, fragments, keys)?;
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -382,26 +302,9 @@ mod tests {
             (roots(ROOT_FIELDS_MAX + 1), "\"QUERY_TOO_COMPLEX\""),
             ("{ __schema { types { fields { args { name } } } } }".to_owned(), "ok"),
             ("{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }".to_owned(), "\"QUERY_TOO_COMPLEX\""),
-            ("mutation { a b a }".to_owned(), "\"INVALID_INPUT\""),
-            ("mutation { a b c: a }".to_owned(), "ok"),
             (format!("{{ x {} }}", "@skip(if: false) ".repeat(DEFINITIONS_MAX + 1)), "\"QUERY_TOO_COMPLEX\""),
         ] {
             assert_eq!(code(&query), expected, "{}", &query[..query.len().min(80)]);
-        }
-    }
-
-    #[test]
-    fn variables_are_weighed_by_how_often_they_are_used() {
-        let query = |uses: usize| {
-            format!(
-                "query($v: JSON) {{ {} }}",
-                (0..uses).map(|n| format!("a{n}: x(v: $v) ")).collect::<String>()
-            )
-        };
-        let large = Variables::from_json(serde_json::json!({ "v": vec![0; 100_000] }));
-        for (uses, fits) in [(1, true), (9, true), (11, false)] {
-            let weight = check_document(&parse_query(query(uses)).unwrap()).unwrap();
-            assert_eq!(check_variables(weight, &large).is_ok(), fits, "{uses} uses");
         }
     }
 }

@@ -13,9 +13,9 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::budget::Scale;
-use super::document::{DocumentWeight, check_document, check_variables};
+use super::collect::collect;
+use super::document::check_document;
 use super::error::{ErrorCode, answer, refusal, with_code};
-use super::left_out::leave_out;
 use super::progress::Progress;
 use super::text::check_text;
 use super::validate::{Operations, validate};
@@ -50,7 +50,6 @@ pub struct Guard {
 
 struct Parsed {
     document: ExecutableDocument,
-    weight: DocumentWeight,
     valid: Result<Operations, Vec<ServerError>>,
 }
 
@@ -87,18 +86,23 @@ impl Guard {
                 parsed
             }
         };
-        let mut document = parsed.document.clone();
+        let mut executed = None;
         match &parsed.valid {
             Ok(operations) => {
                 let operation = request.operation_name.as_deref();
                 operations.coerce(operation, &mut request.variables)?;
-                leave_out(&mut document, operation, &mut request.variables);
-                check_variables(parsed.weight, &request.variables)?;
+                executed = collect(&parsed.document, operation, &mut request.variables)?;
             }
             Err(errors) => {
                 let _ = self.wrong.set(errors.clone());
             }
         }
+        if executed.is_some() {
+            // It is the only one that is left.
+            request.operation_name = None;
+        }
+        // Where nothing is to be executed, the library says so of the whole.
+        let document = executed.unwrap_or_else(|| parsed.document.clone());
         request.set_parsed_query(document);
         Ok(())
     }
@@ -116,8 +120,8 @@ fn parse(query: &str) -> Result<Parsed, ServerError> {
         answer.locations = error.positions().collect();
         answer
     })?;
-    let weight = check_document(&document)?;
-    Ok(Parsed { document, weight, valid: validate(&text) })
+    check_document(&document)?;
+    Ok(Parsed { document, valid: validate(&text) })
 }
 
 /// Whether the operation that a request names is a query; none if the query is wrong, which
@@ -128,7 +132,10 @@ pub fn is_query(request: &Request) -> Option<bool> {
     let operation = match (&parsed.document.operations, name) {
         (DocumentOperations::Single(operation), _) => Some(operation),
         (DocumentOperations::Multiple(operations), Some(name)) => operations.get(name.as_str()),
-        (DocumentOperations::Multiple(operations), None) => operations.values().next(),
+        (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => {
+            operations.values().next()
+        }
+        (DocumentOperations::Multiple(_), None) => None,
     };
     operation.map(|operation| operation.node.ty == OperationType::Query)
 }

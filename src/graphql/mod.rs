@@ -5,13 +5,14 @@ use std::sync::Arc;
 use async_graphql::{EmptySubscription, Schema, ValidationMode};
 
 mod budget;
+mod collect;
 mod document;
 mod error;
 mod explain;
 pub mod guard;
 mod input;
-mod left_out;
 mod mutation;
+pub mod numbers;
 mod positions;
 mod progress;
 mod query;

@@ -1,6 +1,7 @@
-//! Whether the variables of a document stand where their types may stand (GraphQL, October 2021, 5.8.5).
+//! Whether the variables of a document stand where their types may stand (GraphQL, October 2021, 5.8.5), and no
+//! object has a member twice (5.6.3).
 //!
-//! apollo-compiler looks at arguments alone, and not at what stands in lists and objects.
+//! apollo-compiler looks at arguments alone, and not at what stands in lists, in objects and in JSON.
 
 use std::collections::HashSet;
 
@@ -98,7 +99,11 @@ impl<'a> Walk<'a> {
             }
             Value::Object(members) => {
                 let object = of.and_then(|of| self.schema.types.get(of.inner_named_type()));
+                let mut known = HashSet::new();
                 for (name, member) in members {
+                    if !known.insert(name) {
+                        return Err(self.wrong(value, format!("an object has {name} twice")));
+                    }
                     let field = match object {
                         Some(ExtendedType::InputObject(object)) => object.fields.get(name),
                         _ => None,
@@ -119,16 +124,9 @@ impl<'a> Walk<'a> {
         of: Option<&Type>,
         has_default: bool,
     ) -> Result<(), ServerError> {
-        let refused = |message: String| {
-            let mut error = wrong(message);
-            let at = value.line_column_range(&self.document.sources).map(|range| range.start);
-            error.locations =
-                at.iter().map(|at| Pos { line: at.line, column: at.column }).collect();
-            Err(error)
-        };
         let Some(declared) = self.operation.variables.iter().find(|known| known.name == *name)
         else {
-            return refused(format!("variable ${name} is used and not declared"));
+            return Err(self.wrong(value, format!("variable ${name} is used and not declared")));
         };
         // What JSON has may stand within JSON, whatever it is.
         let Some(of) = of else { return Ok(()) };
@@ -146,6 +144,16 @@ impl<'a> Walk<'a> {
             }
             return Ok(());
         }
-        refused(format!("variable ${name} of type {} cannot be used where a {of} is", declared.ty))
+        let of_type = &declared.ty;
+        let message = format!("variable ${name} of type {of_type} cannot be used where a {of} is");
+        Err(self.wrong(value, message))
+    }
+
+    /// What is wrong with a value.
+    fn wrong(&self, value: &Node<Value>, message: String) -> ServerError {
+        let mut error = wrong(message);
+        let at = value.line_column_range(&self.document.sources).map(|range| range.start);
+        error.locations = at.iter().map(|at| Pos { line: at.line, column: at.column }).collect();
+        error
     }
 }

@@ -25,10 +25,11 @@ fn page_size(first: i32) -> usize {
 }
 
 fn after(cursor: Option<String>) -> Result<Option<Sequence>> {
+    const MAX: u64 = i64::MAX as u64 - 1;
     let Some(cursor) = cursor else { return Ok(None) };
-    let digits = cursor.bytes().all(|byte| byte.is_ascii_digit());
+    // As it is written, and no more than a store can have.
     match cursor.parse::<u64>() {
-        Ok(sequence) if digits => Ok(Some(Sequence(sequence))),
+        Ok(sequence @ 1..=MAX) if sequence.to_string() == cursor => Ok(Some(Sequence(sequence))),
         _ => Err(invalid_input("after", "use the endCursor of the page before")),
     }
 }

@@ -6,9 +6,10 @@
 
 use std::borrow::Cow;
 
-use async_graphql::ServerError;
+use async_graphql::{Pos, ServerError};
 
 use super::document::{too_complex, wrong};
+use super::numbers::{changes, number_at, told};
 
 /// Bytes of a query's text. What is large belongs into the variables.
 const QUERY_BYTES_MAX: usize = 64 * 1024;
@@ -53,26 +54,36 @@ pub fn check_text(query: &str) -> Result<Cow<'_, str>, ServerError> {
                 &rest[1..]
             }
             b'"' => match rest.strip_prefix("\"\"\"") {
-                Some(block) => after_block(block),
+                Some(block) => escaped.after_block(block),
                 None => escaped.after_string(&rest[1..])?,
             }
             .ok_or_else(|| wrong("a string in the query is not closed"))?,
+            b'-' | b'0'..=b'9' => {
+                let number = number_at(rest, 0);
+                if changes(number) {
+                    return Err(wrong_at(query, query.len() - rest.len(), number));
+                }
+                &rest[number.len()..]
+            }
+            b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
+                let is_part = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
+                &rest[rest.bytes().position(|byte| !is_part(byte)).unwrap_or(rest.len())..]
+            }
             _ => &rest[rest.chars().next().map_or(1, char::len_utf8)..],
         };
     }
     Ok(escaped.finish())
 }
 
-/// What follows a block string; none if it is not closed.
-fn after_block(mut text: &str) -> Option<&str> {
-    loop {
-        let end = text.find("\"\"\"")?;
-        let rest = &text[end + 3..];
-        if !text[..end].ends_with('\\') {
-            return Some(rest);
-        }
-        text = rest;
-    }
+/// That a number would be kept as another one.
+fn wrong_at(query: &str, at: usize, number: &str) -> ServerError {
+    let before = &query[..at];
+    let line_begin = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+    let column = before[line_begin..].chars().count() + 1;
+    let mut error = wrong(told(number, "a number in the query"));
+    error.locations = vec![Pos { line, column }];
+    error
 }
 
 /// A text some of which is written in another way.
@@ -94,6 +105,29 @@ impl<'a> Escaped<'a> {
         self.done.push_str(&self.text[self.kept..begin]);
         self.done.extend(text[..length].chars().map(|_| ' '));
         self.kept = begin + length;
+    }
+
+    /// What follows a block string whose first quotes were just read; none if it is not closed. One with quotes in it is
+    /// written as a plain string, as the parser would keep their escape.
+    fn after_block(&mut self, text: &'a str) -> Option<&'a str> {
+        let (mut rest, mut has_quotes) = (text, false);
+        loop {
+            let end = rest.find("\"\"\"")?;
+            let is_escaped = rest[..end].ends_with('\\');
+            rest = &rest[end + 3..];
+            if !is_escaped {
+                break;
+            }
+            has_quotes = true;
+        }
+        if has_quotes {
+            let begin = self.text.len() - text.len() - 3;
+            let block = &text[..text.len() - rest.len() - 3];
+            self.done.push_str(&self.text[self.kept..begin]);
+            self.done.push_str(&serde_json::Value::from(value_of(block)).to_string());
+            self.kept = self.text.len() - rest.len();
+        }
+        Some(rest)
     }
 
     /// What follows a plain string whose first quote was just read; none if it is not closed in its line.
@@ -173,6 +207,28 @@ impl<'a> Escaped<'a> {
     }
 }
 
+/// The value of a block string (GraphQL, October 2021, 2.9.4): without the indentation that its lines share and
+/// the blank lines around.
+fn value_of(block: &str) -> String {
+    let block = block.replace("\r\n", "\n").replace('\r', "\n").replace("\\\"\"\"", "\"\"\"");
+    let blank = |line: &str| line.chars().all(|c| c == ' ' || c == '\t');
+    let indent = |line: &str| line.len() - line.trim_start_matches([' ', '\t']).len();
+    let lines: Vec<&str> = block.split('\n').collect();
+    let shared = lines.iter().skip(1).filter(|line| !blank(line)).map(|line| indent(line)).min();
+    let lines: Vec<&str> = lines
+        .iter()
+        .enumerate()
+        .map(
+            |(index, line)| {
+                if index == 0 { *line } else { line.get(shared.unwrap_or(0)..).unwrap_or("") }
+            },
+        )
+        .collect();
+    let first = lines.iter().position(|line| !blank(line)).unwrap_or(lines.len());
+    let last = lines.iter().rposition(|line| !blank(line)).map_or(first, |last| last + 1);
+    lines[first..last].join("\n")
+}
+
 /// The digits up to a closing brace, and what follows it.
 fn digits_of(text: &str) -> Option<(&str, &str)> {
     const DIGITS_MAX: usize = 8;
@@ -215,6 +271,13 @@ mod tests {
             (format!("{{ a(x: \"\\\\\" {deep}"), "\"QUERY_TOO_COMPLEX\""),
             (format!("{{ a(x: \"\"\"\" \" {deep}"), "\"INVALID_INPUT\""),
             ("{ a(x: \"open\n\") }".to_owned(), "\"INVALID_INPUT\""),
+            ("{ a(x: 18446744073709551616) }".to_owned(), "\"INVALID_INPUT\""),
+            ("{ a(x: [-1.5, 1e-400]) }".to_owned(), "\"INVALID_INPUT\""),
+            (
+                "{ a18446744073709551616(x: \"18446744073709551616\") # 18446744073709551616\n }"
+                    .to_owned(),
+                "ok",
+            ),
             ("{ a(x: \"\"\"open".to_owned(), "\"INVALID_INPUT\""),
             ("{ a(x: \"open\\".to_owned(), "\"INVALID_INPUT\""),
             ("x".repeat(QUERY_BYTES_MAX + 1), "\"QUERY_TOO_COMPLEX\""),
@@ -238,12 +301,17 @@ mod tests {
             ),
             // Elsewhere it is no escape.
             (
-                r#"{a(x: """\ud83d\ude00 \""" \u{41}""") # \ud83d
+                r#"{a(x: """\ud83d\ude00 " \u{41}""") # \ud83d
                 }"#,
                 Some(
-                    r#"{a(x: """\ud83d\ude00 \""" \u{41}""")         
+                    r#"{a(x: """\ud83d\ude00 " \u{41}""")         
                 }"#,
                 ),
+            ),
+            (r#"{a(x: """a \""" b""") }"#, Some(r#"{a(x: "a \"\"\" b") }"#)),
+            (
+                "{a(x: \"\"\"\n\n    a \\\"\"\"\n      b\\n\n\n    c\n  \"\"\")}",
+                Some(r#"{a(x: "a \"\"\"\n  b\\n\n\nc")}"#),
             ),
             (r#"{a(x: "\\ud83d\\u{41}")}"#, None),
             // What is wrong there, the parser says.

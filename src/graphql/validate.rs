@@ -274,6 +274,14 @@ mod tests {
                 "cannot be used where a Boolean! is",
             ),
             ("query($i: Int = null) { tokenConnection(first: $i) { edges { cursor } } }", ""),
+            (
+                "{ explainTransitions(tokenId: \"\", data: { a: 1, a: 2 }) { allowed } }",
+                "an object has a twice",
+            ),
+            (
+                "mutation { fireTransition(input: { tokenId: \"\", transitionId: \"\", expectedVersion: 1, expectedVersion: 2 }) { id } }",
+                "expectedVersion",
+            ),
             ("query($v: [Nope] = [1]) { __typename @skip(if: $v) }", "cannot find type `Nope`"),
             ("query($v: Health = {}) { __typename @skip(if: $v) }", "must be of an input type"),
             ("query($i: Boolean!) { __typename @skip(if: $i) }", "is required"),

@@ -9,12 +9,13 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as HttpBody;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::admission::{Admission, Client, Held};
 use super::reply::{Refused, SMALL_BYTES};
-use crate::graphql::{ErrorCode, guard};
+use crate::graphql::{ErrorCode, guard, numbers};
 
 /// Bytes of a request's body: a token of the largest size, with room for escapes, or a batch.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -60,6 +61,9 @@ pub fn query(parameters: Result<GetParameters, String>) -> Result<Request, Refus
         request = request.operation_name(name);
     }
     if let Some(variables) = parameters.variables {
+        if let Some((number, place)) = numbers::first_changed(&variables) {
+            return Err(bad(numbers::told(number, &format!("variables.{place}"))));
+        }
         let variables = serde_json::from_str::<Variables>(&variables).map_err(|error| {
             bad(format!("the parameter variables is not a JSON object: {error}"))
         })?;
@@ -209,7 +213,7 @@ impl<'de> Deserialize<'de> for Requests {
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Requests, A::Error> {
                 let mut first = Vec::new();
                 while first.len() < BATCH_MAX {
-                    let Some(request) = items.next_element()? else { break };
+                    let Some(Object(request)) = items.next_element()? else { break };
                     first.push(request);
                 }
                 let mut count = first.len();
@@ -223,14 +227,36 @@ impl<'de> Deserialize<'de> for Requests {
     }
 }
 
+/// A request, which is an object: the library would take a list of its members, too.
+struct Object(Request);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Object;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a query")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object, A::Error> {
+                Request::deserialize(MapAccessDeserializer::new(members)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
 /// The request or the requests in a body.
 pub fn parse(body: &[u8]) -> Result<Batch, Refused> {
     // Some editors begin each text with this mark.
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
     let not_a_request = |error: serde_json::Error| bad(why_not_json(body, &error));
+    if let Some((number, place)) = str::from_utf8(body).ok().and_then(numbers::first_changed) {
+        return Err(bad(numbers::told(number, &place)));
+    }
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
-        let request: Request = serde_json::from_slice(body).map_err(not_a_request)?;
+        let Object(request) = serde_json::from_slice(body).map_err(not_a_request)?;
         check(&request)?;
         return Ok(Batch::Single(Box::new(request)));
     }
@@ -257,8 +283,7 @@ fn why_not_json(body: &[u8], error: &serde_json::Error) -> String {
     } else if body.starts_with(GZIP) {
         format!("the body is compressed with gzip; send it as it is: {EXAMPLE}")
     } else {
-        let reason = error.to_string().replace("struct Request", "an object with a query");
-        format!("the body is not a GraphQL request in JSON: {reason}; {EXAMPLE}")
+        format!("the body is not a GraphQL request in JSON: {error}; {EXAMPLE}")
     }
 }
 
@@ -283,10 +308,12 @@ mod tests {
 
     #[test]
     fn what_is_no_request_is_told_so() {
-        let cases: [(&[u8], &str); 10] = [
+        let cases: [(&[u8], &str); 12] = [
+            (br#"[["{a}"]]"#, "expected an object with a query"),
             (b"", "the body is empty"),
             (b" \n", "the body is empty"),
             (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+            (br#"{"query": "{a}", "variables": {"v": [1e-400]}}"#, "variables.v[0] is 1e-400"),
             (b"5", "expected an object with a query"),
             (b"[5]", "expected an object with a query"),
             (b"[]", "the batch is empty"),

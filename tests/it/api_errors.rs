@@ -197,7 +197,7 @@ mod case {
         assert_eq!(
             message,
             format!(
-                "transition finish starts from review, but token {token} is in draft, from where submit, edit may fire"
+                "transition finish starts from review, but token {token} is in draft, from where submit, edit start"
             )
         );
         let input =

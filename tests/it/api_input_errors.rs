@@ -207,18 +207,31 @@ mod case {
         let sizes = [0, 1_001, -1, i32::MIN, i32::MAX].map(|size| json!(size));
         check(&api, "first", "a page has 1 to 1000 rows", &[PAGE_OF_TOKENS, PAGE_OF_MOVES], &sizes)
             .await;
-        let cursors = ["", "x", "-1", "+1", " 1", "1.5", "0x1", "١", "18446744073709551616", "*"];
+        let cursors = [
+            "",
+            "x",
+            "-1",
+            "+1",
+            " 1",
+            "1.5",
+            "0x1",
+            "١",
+            "18446744073709551616",
+            "*",
+            "0",
+            "01",
+            "9223372036854775807",
+            "18446744073709551615",
+        ];
         let cursors = cursors.map(|cursor| json!(cursor));
         let rule = "use the endCursor of the page before";
         check(&api, "after", rule, &[TOKENS_AFTER, MOVES_BEFORE], &cursors).await;
         let rule = "name the workflow of the place in workflowId";
         check(&api, "placeId", rule, &[TOKENS_IN], &[json!("draft")]).await;
 
-        for cursor in ["0", "9223372036854775807", "9223372036854775808", "18446744073709551615"] {
-            let after = json!({ "v": cursor });
-            api.data(TOKENS_AFTER, after.clone()).await;
-            api.data(&MOVES_BEFORE.replace("TOKEN", &token), after).await;
-        }
+        let after = json!({ "v": "9223372036854775806" });
+        api.data(TOKENS_AFTER, after.clone()).await;
+        api.data(&MOVES_BEFORE.replace("TOKEN", &token), after).await;
     }
 
     pub async fn a_wrong_value_is_refused_with_its_field_and_rule(api: Api) {
@@ -310,7 +323,7 @@ mod case {
             ("{ ...a } fragment a on Query { ...a }".to_owned(), "fragment a contains itself"),
             (
                 format!("mutation($v: JSON) {{ {} }}", (0..50).map(create).collect::<String>()),
-                "used 50 times",
+                "each as often as it is used again",
             ),
         ] {
             let variables = json!({ "v": vec![0; 20_100] });

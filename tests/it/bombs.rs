@@ -42,7 +42,6 @@ fn query_bombs() -> Vec<(&'static str, String)> {
         ("aliases of a list", format!("{{ {} }}", many(900, |n| format!("a{n}: tokens {{ id data }} ")))),
         ("one field again and again", format!("{{ {} }}", "__typename ".repeat(5_000))),
         ("depth", format!("{}id{}", "{ a ".repeat(1_000), " }".repeat(1_000))),
-        ("depth of inline fragments", format!("{{ {} __typename {} }}", "... { ".repeat(60), " }".repeat(60))),
         ("lists in a type", format!("query($v: {}Int{}) {{ health {{ status }} }}", "[".repeat(1_000), "]".repeat(1_000))),
         ("lists in a value", format!("{{ a(x: {}) }}", "[".repeat(30_000))),
         ("objects in a value", format!("{{ a(x: {}) }}", "{a:".repeat(20_000))),

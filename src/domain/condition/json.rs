@@ -343,6 +343,7 @@ impl Container for Object<'_> {
     fn contains(&self, wanted: &dyn Val) -> Result<bool, ExecutionError> {
         let name =
             wanted.downcast_ref::<CelString>().ok_or_else(|| wrong_type(wanted, "string"))?;
+        pay_or_fail(name.inner().len() / BYTES_PER_STEP)?;
         Ok(self.member(name.inner()).is_some())
     }
 }
@@ -362,6 +363,8 @@ impl<'a> Indexer for Object<'a> {
         Self: 'v,
     {
         let name = index.downcast_ref::<CelString>().ok_or_else(|| wrong_type(index, "string"))?;
+        // A key may be a text of the data, of any length.
+        pay_or_fail(name.inner().len() / BYTES_PER_STEP)?;
         self.member(name.inner()).ok_or_else(|| {
             ExecutionError::no_such_key(
                 &name.inner().chars().take(KEY_CHARS_MAX).collect::<String>(),

@@ -258,6 +258,8 @@ fn what_costs_too_much_fails_for_its_steps() {
         &["!(-1 in token.data.many)"; 4].join(" && "),
         "token.data.words.all(x, !('none' in token.data.words))",
         "token.data.words.all(x, !token.data.long.contains(x)) || true",
+        "token.data.words.exists(x, token.data[token.data.long] == x)",
+        "token.data.words.all(x, !(token.data.long in token.data))",
         "token.data.words.all(x, token.data.words == token.data.words)",
         &["token.data.long == token.data.other"; 10].join(" && "),
         "token.data.words.exists(x, 1 == token.data.long)",

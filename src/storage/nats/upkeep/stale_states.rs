@@ -119,7 +119,8 @@ pub async fn remove_older(
         let oldest = reader.first(&subject).await?;
         let is_back =
             oldest.is_some_and(|oldest| oldest.sequence < state.sequence && !oldest.is_departure());
-        if is_back || count > 1 {
+        // A stream that was restored meanwhile has its own idea of what is old.
+        if (is_back || count > 1) && is_still_there(reader, workflow, id, state.sequence).await? {
             // Whatever comes there meanwhile is newer.
             let older = json!({ "filter": subject, "seq": state.sequence });
             let gone = jetstream::purge(link, &older).await?;
@@ -127,6 +128,17 @@ pub async fn remove_older(
         }
     }
     Ok(removed)
+}
+
+/// Whether the newest message of a token is still this one, or one that came later.
+async fn is_still_there(
+    reader: &Reader,
+    workflow: &WorkflowId,
+    id: Uuid,
+    sequence: u64,
+) -> Result<bool, StorageError> {
+    let found = token::find(reader, workflow, id).await?;
+    Ok(found.is_some_and(|found| found.state.sequence >= sequence))
 }
 
 /// A scan: a consumer of the subjects of all tokens, gone at the end.
