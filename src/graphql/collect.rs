@@ -61,7 +61,8 @@ pub fn collect(
     }))
 }
 
-fn operation_of<'a>(
+/// The operation of this name, or the only one.
+pub fn operation_of<'a>(
     operations: &'a DocumentOperations,
     name: Option<&str>,
 ) -> Option<&'a Positioned<OperationDefinition>> {

@@ -7,13 +7,13 @@ use async_graphql::extensions::{
     Extension, ExtensionContext, ExtensionFactory, NextExecute, NextPrepareRequest, NextRequest,
     NextResolve, NextValidation, ResolveInfo,
 };
-use async_graphql::parser::types::{DocumentOperations, ExecutableDocument, OperationType};
+use async_graphql::parser::types::{ExecutableDocument, OperationType};
 use async_graphql::{Request, Response, ServerError, ServerResult, ValidationResult, Value};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::budget::Scale;
-use super::collect::collect;
+use super::collect::{collect, operation_of};
 use super::document::check_document;
 use super::error::{ErrorCode, answer, refusal, with_code};
 use super::progress::Progress;
@@ -110,7 +110,13 @@ impl Guard {
 
 fn parse(query: &str) -> Result<Parsed, ServerError> {
     let text = check_text(query)?;
-    let document = async_graphql::parser::parse_query(&text).map_err(|error| {
+    let document = parse_text(&text)?;
+    check_document(&document)?;
+    Ok(Parsed { document, valid: validate(&text) })
+}
+
+fn parse_text(text: &str) -> Result<ExecutableDocument, ServerError> {
+    async_graphql::parser::parse_query(text).map_err(|error| {
         // The parser's text shows the line with an arrow; its last line says what was expected.
         let text = error.to_string();
         let last = text.lines().last().unwrap_or_default().trim_start_matches([' ', '=']);
@@ -119,24 +125,15 @@ fn parse(query: &str) -> Result<Parsed, ServerError> {
             refusal(ErrorCode::InvalidInput, format!("the query is not GraphQL: {reason}"));
         answer.locations = error.positions().collect();
         answer
-    })?;
-    check_document(&document)?;
-    Ok(Parsed { document, valid: validate(&text) })
+    })
 }
 
 /// Whether the operation that a request names is a query; none if the query is wrong, which
 /// execution will say.
 pub fn is_query(request: &Request) -> Option<bool> {
-    let parsed = parse(&request.query).ok()?;
-    let name = request.operation_name.as_ref().filter(|name| !name.is_empty());
-    let operation = match (&parsed.document.operations, name) {
-        (DocumentOperations::Single(operation), _) => Some(operation),
-        (DocumentOperations::Multiple(operations), Some(name)) => operations.get(name.as_str()),
-        (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => {
-            operations.values().next()
-        }
-        (DocumentOperations::Multiple(_), None) => None,
-    };
+    let document = parse_text(&check_text(&request.query).ok()?).ok()?;
+    let name = request.operation_name.as_deref().filter(|name| !name.is_empty());
+    let operation = operation_of(&document.operations, name);
     operation.map(|operation| operation.node.ty == OperationType::Query)
 }
 
@@ -219,5 +216,32 @@ impl Extension for Guard {
             charged.map_err(refused).or_else(|error| if may_fail { Err(error) } else { Ok(()) })?;
         }
         Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_asks_for_is_known_before_it_is_executed() {
+        let two = "query A { a } mutation B { b }";
+        for (query, name, expected) in [
+            ("{ a }", None, Some(true)),
+            ("mutation { a }", None, Some(false)),
+            ("mutation { a }", Some(""), Some(false)),
+            ("mutation B { a }", None, Some(false)),
+            (two, Some("A"), Some(true)),
+            (two, Some("B"), Some(false)),
+            // Execution says what is wrong.
+            (two, None, None),
+            (two, Some("C"), None),
+            ("{ a }", Some("A"), None),
+            ("{ a", None, None),
+        ] {
+            let mut request = Request::new(query);
+            request.operation_name = name.map(str::to_owned);
+            assert_eq!(is_query(&request), expected, "{query} {name:?}");
+        }
     }
 }
