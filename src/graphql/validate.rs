@@ -99,7 +99,7 @@ impl Operations {
         variables: &mut Variables,
     ) -> Result<(), ServerError> {
         let found = match operation {
-            None => self.0.first(),
+            None => self.0.first().filter(|_| self.0.len() == 1),
             Some(_) => self.0.iter().find(|(name, _)| name.as_deref() == operation),
         };
         // Which one there is not, execution says.
@@ -294,6 +294,15 @@ mod tests {
                 "{query}: {told}"
             );
         }
+    }
+
+    #[test]
+    fn variables_are_those_of_the_operation_that_is_named() {
+        let query = "query A($a: String!) { token(id: $a) { id } } query B { health { status } }";
+        let operations = validate(query).unwrap();
+        let told = |name| operations.coerce(name, &mut Variables::default()).is_ok();
+        assert!(!told(Some("A")) && told(Some("B")));
+        assert!(told(None) && told(Some("C")), "there is no such operation, which execution says");
     }
 
     #[test]
