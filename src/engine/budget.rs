@@ -213,7 +213,8 @@ impl Budget {
         let limit = limit(&lists)?;
         if lists.place.is_none() {
             let turn = timeout(TURN_WAIT_MAX, self.places.small.acquire()).await;
-            let _turn = turn.map_err(|_| unavailable("too many lists are being read"))?;
+            let turn = turn.map_err(|_| unavailable("too many lists are being read"))?;
+            let _turn = turn.map_err(|_| unavailable("it was closed"))?;
             let small = PageLimit { bytes: limit.bytes.min(SMALL_ANSWER_BYTES), ..limit };
             let page = lists.within_time(read(small)).await?;
             if !page.more || page.items.len() >= limit.rows {
