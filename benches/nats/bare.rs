@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::client::Times;
+use crate::times::Times;
 
 /// Messages of a move: the token, the event, the departure.
 const MESSAGES: usize = 3;

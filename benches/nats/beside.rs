@@ -9,9 +9,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::bus::{Bus, Server};
-use crate::client::{Times, hammer};
 use crate::load::{fill, read};
 use crate::movers::Movers;
+use crate::times::{Times, hammer};
 use crate::{is_wanted_case, median, ms};
 
 /// Windows of each version in each row, after one that is not counted.

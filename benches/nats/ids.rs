@@ -11,10 +11,11 @@ use circuit_breaker::domain::{WorkflowId, workflow_hash};
 use uuid::Uuid;
 
 use crate::bus::{Bus, Server};
-use crate::client::{Client, Times, hammer};
+use crate::client::Client;
 use crate::load::{create, define, read};
 use crate::movers::Movers;
 use crate::reads::reads;
+use crate::times::{Times, hammer};
 use crate::{ROUNDS, medians, ms};
 
 const WORKFLOWS: usize = 10_000;

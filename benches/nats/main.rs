@@ -32,6 +32,8 @@ mod moves;
 #[allow(clippy::unwrap_used, clippy::print_stderr, dead_code)]
 mod nats_server;
 mod reads;
+#[path = "../times.rs"]
+mod times;
 mod tries;
 mod turns;
 mod two_servers;

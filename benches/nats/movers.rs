@@ -8,7 +8,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::bus::Server;
-use crate::client::{Times, hammer, request};
+use crate::client::request;
+use crate::times::{Times, hammer};
 
 /// Tokens that take turns moving, where their number is not what is measured.
 pub const MOVING: usize = 10_240;

@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::bare::Bare;
 use crate::bus::{Bus, Server};
-use crate::client::{hammer, request};
+use crate::client::request;
 use crate::load::{define, fill, read};
 use crate::movers::{MOVING, Movers};
 use crate::moves::payloads;
+use crate::times::hammer;
 use crate::{from_environment, ms};
 
 /// Reads of these tokens, each connection from another one on.

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::client::{Client, Times};
+use crate::client::Client;
 use crate::movers::fire;
+use crate::times::Times;
 
 /// What came of many moves.
 #[derive(Default)]

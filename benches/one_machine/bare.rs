@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use crate::client::Times;
+use crate::times::Times;
 
 /// What one move writes, as it stands in the server's file.
 struct Move {
@@ -82,10 +82,10 @@ impl Bare {
                 .prepare_cached("UPDATE tokens SET revision = ?1, place = ?2, body = ?3 WHERE revision = ?4 AND id = ?5")?
                 .execute(params![self.sequence, moved.place, moved.body, moved.revision, moved.token])?;
             assert_eq!(updated, 1);
-            moved.revision = self.sequence;
+            let previous = std::mem::replace(&mut moved.revision, self.sequence);
             transaction
-                .prepare_cached("INSERT INTO events (sequence, workflow, token, is_move, body) VALUES (?1, 'bench', ?2, 1, ?3)")?
-                .execute(params![self.sequence, moved.token, moved.event])?;
+                .prepare_cached("INSERT INTO events (sequence, workflow, token, is_move, body, previous) VALUES (?1, 'bench', ?2, 1, ?3, ?4)")?
+                .execute(params![self.sequence, moved.token, moved.event, previous])?;
         }
         transaction.commit()
     }

@@ -3,10 +3,12 @@
 //!
 //! `cargo bench` runs it and prints the tables of `docs/benchmarks.md`. It takes about four minutes
 //! and 2 GB of disk in the folder `target`. With `BENCH_SECONDS` each measurement takes another
-//! time than 3 s.
+//! time than 3 s; with `BENCH_BEFORE`, the server binary of an earlier version, both versions are measured in
+//! turn, and nothing else.
 
 #![allow(clippy::print_stdout)]
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,11 +25,15 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 mod bare;
+mod beside;
 #[path = "../client.rs"]
 mod client;
+#[path = "../times.rs"]
+mod times;
 
 use bare::Bare;
-use client::{Client, Times, hammer, request};
+use client::{Client, request};
+use times::{Times, hammer};
 
 /// Rounds of a pair of measurements; the tables show the medians, so that a disk or a neighbour
 /// that stalls once does not decide.
@@ -49,6 +55,9 @@ async fn run() {
     let seconds = std::env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok());
     let time = Duration::from_secs_f64(seconds.unwrap_or(3.0));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the folder is writable");
+    if let Some(before) = std::env::var_os("BENCH_BEFORE") {
+        return beside::beside(&before, folder.path(), time).await;
+    }
     moves(folder.path(), time).await;
     long_life(folder.path()).await;
     sizes(folder.path(), time).await;
@@ -64,8 +73,13 @@ struct Server {
 
 impl Server {
     fn start(path: &Path) -> Self {
+        Self::of(OsStr::new(env!("CARGO_BIN_EXE_server")), path)
+    }
+
+    /// The server of this binary.
+    fn of(binary: &OsStr, path: &Path) -> Self {
         let began = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        let mut child = Command::new(binary)
             .env_clear()
             .env("LISTEN_ADDR", "127.0.0.1:0")
             .env("SQLITE_PATH", path)
@@ -91,6 +105,19 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
         kib.expect("it is a number") * 1_024.0 / 1e6
+    }
+}
+
+impl Server {
+    /// Processor time that it has taken, in microseconds.
+    fn processor_time(&self) -> f64 {
+        /// Of one tick of what Linux tells, on every machine of today.
+        const TICK: f64 = 1e4;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("Linux tells");
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<f64>().expect("it is a number")).sum::<f64>() * TICK
     }
 }
 

@@ -79,6 +79,8 @@ impl Config {
             "memory" => Backend::Memory,
             _ => environment.nats()?,
         };
+        // It has no meaning without NATS; a wrong one is wrong all the same.
+        environment.seconds(&HEALTH_CHECK_INTERVAL, HOUR)?;
         let listen = environment.text(&LISTEN_ADDR)?;
         let rule =
             "use an IP address and a port, such as 127.0.0.1:4000, [::1]:4000 or 0.0.0.0:4000";
@@ -92,6 +94,9 @@ impl Config {
         Ok(Self { backend, listen, hosts, metrics, log })
     }
 }
+
+/// In seconds.
+const HOUR: i64 = 60 * 60;
 
 struct Environment<'a> {
     variable: &'a dyn Fn(&str) -> Option<OsString>,
@@ -158,7 +163,6 @@ impl Environment<'_> {
     }
 
     fn nats(&self) -> Result<Backend, ConfigError> {
-        const HOUR: i64 = 60 * 60;
         const YEARS_100: i64 = 100 * 365 * 24 * HOUR;
         let url = self.text(&NATS_URL)?;
         let buffer = self.number(&NATS_RECONNECT_BUFFER_SIZE, 64 << 10, 1 << 30)?;

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::caller::Caller;
 use super::decision::Deciding;
-use super::definition::{TransitionDefinition, Workflow, WorkflowDefinition};
+use super::definition::{Completion, TransitionDefinition, Workflow, WorkflowDefinition};
 use super::event::{EventKind, WorkflowEvent};
 use super::id::{PlaceId, TransitionId, WorkflowId};
 use super::limits::{EMBEDDED_DATA_BYTES_MAX, EMBEDDED_HISTORY_MAX};
@@ -17,11 +17,13 @@ use super::token::{HistoryEvent, Token, TokenMetadata};
 pub struct Change {
     /// The token after the change.
     pub token: Token,
-    /// The creation or the move; after it the completion, if the token can go nowhere from there.
+    /// The creation or the move; after it the completion, if the token is completed there.
     pub events: Vec<WorkflowEvent>,
     /// The life of the store in which what it was decided on was read, if that is known: in another one
     /// it is nothing.
     pub life: Option<u64>,
+    /// Whether the token is completed where it comes to.
+    pub completion: Completion,
 }
 
 /// What a change comes from.
@@ -38,8 +40,8 @@ pub enum Cause {
 
 impl Change {
     /// The change that made `token` what it is, as far as the token itself remembers it: the data of a
-    /// move only up to [`EMBEDDED_DATA_BYTES_MAX`]. It `completes` the token or does not.
-    pub fn newest_of(token: Token, cause: Cause, completes: bool) -> Self {
+    /// move only up to [`EMBEDDED_DATA_BYTES_MAX`].
+    pub fn newest_of(token: Token, cause: Cause, completion: Completion) -> Self {
         let newest = token.transition_history.last().zip(token.history.last());
         let event = match (cause, newest) {
             (Cause::Created { by }, _) => {
@@ -61,12 +63,17 @@ impl Change {
                 )
             },
         };
+        Self::of(token, event, completion)
+    }
+
+    /// A change told by one event, and by another one if it completes the token.
+    fn of(token: Token, event: WorkflowEvent, completion: Completion) -> Self {
         let triggered_by = event.triggered_by.clone();
         let mut events = vec![event];
-        if completes {
+        if completion != Completion::Open {
             events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
         }
-        Self { token, events, life: None }
+        Self { token, events, life: None, completion }
     }
 
     /// Where the token was before, if it has moved.
@@ -86,7 +93,12 @@ impl Change {
 
     /// Whether it completes the token.
     pub fn completes(&self) -> bool {
-        self.events.iter().any(|event| event.kind == EventKind::TokenCompleted)
+        self.completion != Completion::Open
+    }
+
+    /// Whether it completes the token for good, so that it may age.
+    pub fn ends(&self) -> bool {
+        self.completion == Completion::ForGood
     }
 
     /// A token that comes from elsewhere as it is, with the event of its creation here.
@@ -95,14 +107,10 @@ impl Change {
         definition: &WorkflowDefinition,
         triggered_by: Option<String>,
     ) -> Self {
-        let mut event =
-            WorkflowEvent::of_token(EventKind::TokenCreated, &token, triggered_by.clone());
+        let mut event = WorkflowEvent::of_token(EventKind::TokenCreated, &token, triggered_by);
         event.data = Some(token.data.clone());
-        let mut events = vec![event];
-        if definition.final_places().any(|place| *place == token.place) {
-            events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
-        }
-        Self { token, events, life: None }
+        let completion = definition.completion(&token.place);
+        Self::of(token, event, completion)
     }
 }
 
@@ -250,12 +258,8 @@ impl Workflow {
     }
 
     fn change(&self, token: Token, event: WorkflowEvent) -> Change {
-        let mut events = vec![event];
-        if self.leading_from(&token.place).next().is_none() {
-            let triggered_by = events[0].triggered_by.clone();
-            events.push(WorkflowEvent::of_token(EventKind::TokenCompleted, &token, triggered_by));
-        }
-        Change { token, events, life: None }
+        let completion = self.definition().completion(&token.place);
+        Change::of(token, event, completion)
     }
 }
 
@@ -332,12 +336,12 @@ mod tests {
             workflow().create_token(born, Uuid::from_u128(8), &Caller::anyone(), at(0)).unwrap();
         for transition in ["note", "pack", "cancel"] {
             let remembered =
-                Change::newest_of(change.token.clone(), change.cause(), change.completes());
+                Change::newest_of(change.token.clone(), change.cause(), change.completion);
             assert_eq!(remembered, change);
             let request = asks(transition, Some(json!({ "by": transition })));
             change = fire(&change.token, &request, at(3)).unwrap();
         }
-        let remembered = Change::newest_of(change.token.clone(), Cause::Moved, true);
+        let remembered = Change::newest_of(change.token.clone(), Cause::Moved, Completion::ForGood);
         assert_eq!(remembered, change);
         assert_eq!(change.from_place().map(PlaceId::as_str), Some("packed"));
     }

@@ -29,6 +29,7 @@ pub struct WorkflowEvent {
     /// What happened.
     pub kind: EventKind,
     /// When.
+    #[serde(with = "crate::domain::time")]
     pub timestamp: DateTime<Utc>,
     /// In which workflow.
     pub workflow_id: WorkflowId,

@@ -32,6 +32,10 @@ pub const CONDITION_BYTES_MAX: usize = 4 * 1024;
 /// Bytes of all conditions of one definition, for the same reason: about a second at worst.
 pub const ALL_CONDITIONS_BYTES_MAX: usize = 128 * 1024;
 
+/// Bytes that the compiled patterns of one definition take together: some hundred of them as people write them, and
+/// a few milliseconds to compile.
+pub const PATTERNS_BYTES_MAX: usize = 1024 * 1024;
+
 /// Bytes of a whole definition as JSON: it is one message on NATS, where a message ends at 1 MiB.
 pub const DEFINITION_BYTES_MAX: usize = 512 * 1024;
 

@@ -15,14 +15,16 @@ pub mod limits;
 #[cfg(test)]
 mod samples;
 mod steps;
+mod time;
 mod token;
 
 pub use caller::Caller;
 pub use change::{Cause, Change, CreateError, MoveRequest, NewToken};
 pub use decision::{Blocker, Deciding, Explanation, MoveError, TooCostly};
 pub use definition::{
-    PlaceSettings, PlaceSettingsDraft, Problem, ProblemKind, SoundnessCode, SoundnessWarning,
-    TransitionDefinition, TransitionDraft, Workflow, WorkflowDefinition, WorkflowDraft,
+    Completion, PlaceSettings, PlaceSettingsDraft, Problem, ProblemKind, SoundnessCode,
+    SoundnessWarning, TransitionDefinition, TransitionDraft, Workflow, WorkflowDefinition,
+    WorkflowDraft,
 };
 pub use event::{EventKind, WorkflowEvent};
 pub use id::{

@@ -29,8 +29,10 @@ pub struct Token {
     /// Set at creation.
     pub metadata: TokenMetadata,
     /// When it was created.
+    #[serde(with = "crate::domain::time")]
     pub created_at: DateTime<Utc>,
     /// When it last moved, or was created.
+    #[serde(with = "crate::domain::time")]
     pub updated_at: DateTime<Utc>,
     /// The newest moves, oldest first, at most [`super::limits::EMBEDDED_HISTORY_MAX`].
     pub history: Vec<HistoryEvent>,
@@ -72,6 +74,7 @@ impl Token {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HistoryEvent {
     /// When the token moved.
+    #[serde(with = "crate::domain::time")]
     pub timestamp: DateTime<Utc>,
     /// The transition that fired.
     pub transition: TransitionId,
@@ -95,6 +98,7 @@ pub struct TransitionRecord {
     /// The transition that fired.
     pub transition_id: TransitionId,
     /// When the token moved.
+    #[serde(with = "crate::domain::time")]
     pub timestamp: DateTime<Utc>,
     /// Who fired it, as the client said.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -273,12 +273,20 @@ pub fn unavailable(reason: &str) -> StorageError {
 
 /// More than the values of an answer may take.
 fn answer_too_large() -> EngineError {
-    EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: ANSWER_BYTES_MAX }
+    EngineError::ResultTooLarge {
+        rows: LIST_ROWS_MAX,
+        bytes: ANSWER_BYTES_MAX,
+        what: "the values of this answer",
+    }
 }
 
 /// More than an answer may hold.
 pub fn too_large() -> EngineError {
-    EngineError::ResultTooLarge { rows: LIST_ROWS_MAX, bytes: RESULT_BYTES_MAX }
+    EngineError::ResultTooLarge {
+        rows: LIST_ROWS_MAX,
+        bytes: RESULT_BYTES_MAX,
+        what: "what the lists of this request read",
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::domain::limits::PROBLEMS_MAX;
 use crate::domain::{CreateError, MoveError, PlaceId, Problem, TooCostly, WorkflowId};
 use crate::storage::StorageError;
 
@@ -18,7 +19,7 @@ pub enum EngineError {
         rule: String,
     },
     /// A definition is wrong.
-    #[error("the workflow definition has {} problem(s), first {}: {}", .problems.len(), first(.problems).0, first(.problems).1)]
+    #[error("the workflow definition has {}, first {}: {}", count(.problems), first(.problems).0, first(.problems).1)]
     InvalidWorkflow {
         /// All that is wrong with it, at least one thing.
         problems: Vec<Problem>,
@@ -45,11 +46,13 @@ pub enum EngineError {
     },
     /// Another definition has the id.
     #[error(
-        "there is another workflow with the id {workflow}; a definition never changes, so give this one an id of its own"
+        "there is another workflow with the id {workflow}, which says something else in {}; a definition never changes, so give this one an id of its own", .differs.join(", ")
     )]
     WorkflowExists {
         /// The id.
         workflow: WorkflowId,
+        /// Where the definitions differ, as paths into the one that was sent.
+        differs: Vec<String>,
     },
     /// A token has the id.
     #[error("there is a token {token} already; if this is a retry, the first try worked")]
@@ -88,13 +91,15 @@ pub enum EngineError {
     },
     /// A list has more than an answer may hold.
     #[error(
-        "there are more than {rows} rows or {bytes} bytes in this answer; ask for fewer, and read page by page: tokens with tokenConnection, workflows with workflowConnection"
+        "there are more than {rows} rows or {bytes} bytes in {what}; ask for fewer, and read page by page: tokens with tokenConnection, workflows with workflowConnection"
     )]
     ResultTooLarge {
         /// The most rows.
         rows: usize,
-        /// The most bytes.
+        /// The most bytes, as they are in memory.
         bytes: usize,
+        /// Where these bytes are.
+        what: &'static str,
     },
     /// The store failed.
     #[error(transparent)]
@@ -105,6 +110,15 @@ pub enum EngineError {
         /// What went wrong.
         reason: String,
     },
+}
+
+fn count(problems: &[Problem]) -> String {
+    match problems.len() {
+        1 => "1 problem".to_owned(),
+        // No more are looked for.
+        PROBLEMS_MAX => format!("at least {PROBLEMS_MAX} problems"),
+        some => format!("{some} problems"),
+    }
 }
 
 fn first(problems: &[Problem]) -> (&str, &str) {

@@ -23,7 +23,8 @@ pub async fn create_workflow(
     let new_id =
         || uuid::Builder::from_random_bytes(session.engine.world.random()).into_uuid().to_string();
     draft.id.get_or_insert_with(new_id);
-    let workflow = definitions::compile(move || Workflow::check(draft, now)).await?;
+    let workflow =
+        definitions::compile(move |wanted| Workflow::check_while(wanted, draft, now)).await?;
     let workflow =
         Arc::new(workflow.map_err(|problems| EngineError::InvalidWorkflow { problems })?);
     let definition = workflow.definition();
@@ -36,8 +37,15 @@ pub async fn create_workflow(
         }
         Err(StorageError::WorkflowExists { .. }) => {
             let there = session.engine.definitions.get(&id).await?;
-            let same = there.filter(|there| there.definition().same_as(definition));
-            same.ok_or(EngineError::WorkflowExists { workflow: id })
+            let there = there.ok_or(StorageError::Unavailable {
+                reason: format!("workflow {id} was removed meanwhile"),
+            })?;
+            let differs = definition.differences(there.definition());
+            if differs.is_empty() {
+                Ok(there)
+            } else {
+                Err(EngineError::WorkflowExists { workflow: id, differs })
+            }
         }
         Err(error) => Err(error.into()),
     }

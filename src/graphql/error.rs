@@ -169,8 +169,9 @@ pub fn answer(error: EngineError) -> async_graphql::Error {
         EngineError::TokenNotFound { token } => {
             build(ErrorCode::TokenNotFound, message, Some(json!({ "tokenId": token })))
         }
-        EngineError::WorkflowExists { workflow } => {
-            build(ErrorCode::WorkflowExists, message, Some(json!({ "workflowId": workflow })))
+        EngineError::WorkflowExists { workflow, differs } => {
+            let details = json!({ "workflowId": workflow, "differs": differs });
+            build(ErrorCode::WorkflowExists, message, Some(details))
         }
         EngineError::TokenExists { token } => {
             build(ErrorCode::TokenExists, message, Some(json!({ "tokenId": token })))
@@ -200,7 +201,7 @@ pub fn answer(error: EngineError) -> async_graphql::Error {
                 Some(json!({ "tokenId": token, "attempts": attempts })),
             )
         }
-        EngineError::ResultTooLarge { rows, bytes } => build(
+        EngineError::ResultTooLarge { rows, bytes, .. } => build(
             ErrorCode::ResultTooLarge,
             message,
             Some(json!({ "rowsMax": rows, "bytesMax": bytes })),

@@ -59,6 +59,8 @@ pub struct WorkflowDefinitionInput {
     initial_place: String,
     /// Where createToken may put a token, beside initialPlace. Absent: anywhere.
     entry_places: Option<Vec<String>>,
+    /// Where a token is completed, though transitions may lead on. Absent: the places that no transition leaves.
+    final_places: Option<Vec<String>>,
     place_settings: Option<Vec<PlaceSettingsInput>>,
 }
 
@@ -104,23 +106,28 @@ impl WorkflowDefinitionInput {
                 .collect(),
             initial_place: self.initial_place,
             entry_places: self.entry_places,
+            final_places: self.final_places,
             place_settings: self
                 .place_settings
                 .unwrap_or_default()
                 .into_iter()
-                .map(PlaceSettingsInput::into_draft)
+                .enumerate()
+                .map(|(index, settings)| settings.into_draft(index))
                 .collect::<Result<_>>()?,
         })
     }
 }
 
 impl PlaceSettingsInput {
-    fn into_draft(self) -> Result<PlaceSettingsDraft> {
+    fn into_draft(self, index: usize) -> Result<PlaceSettingsDraft> {
         let Self { place, name, description, metadata } = self;
         let metadata = match given(metadata) {
             None => None,
             Some(Value::Object(members)) => Some(members),
-            Some(_) => return Err(invalid_input("placeSettings.metadata", "use a JSON object")),
+            Some(_) => {
+                let field = format!("placeSettings[{index}].metadata");
+                return Err(invalid_input(&field, "use a JSON object"));
+            }
         };
         Ok(PlaceSettingsDraft { place, name, description, metadata })
     }

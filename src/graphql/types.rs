@@ -49,7 +49,7 @@ impl Workflow {
         let entries = self.0.places.iter().filter(|place| self.0.is_entry(place));
         entries.map(|place| place.as_str()).collect()
     }
-    /// Where a token is completed: the places that no transition leaves.
+    /// Where a token is completed: the places that were named, else those that no transition leaves.
     async fn final_places(&self) -> Texts<&str> {
         self.0.final_places().map(|place| place.as_str()).collect()
     }

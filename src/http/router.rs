@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
@@ -71,7 +71,9 @@ pub fn router(engine: Arc<Engine>, names: Hosts, metrics: Option<Metrics>) -> Ro
         let headers = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")];
         router = router.route(path, get(move || async move { (headers, bytes) }));
     }
+    let mut paths = vec!["/", "/graphql", "/schema.graphql", LIVE, READY];
     if let Some(metrics) = metrics {
+        paths.push(METRICS);
         let text = move || async move {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
             (kind, metrics().await)
@@ -80,7 +82,15 @@ pub fn router(engine: Arc<Engine>, names: Hosts, metrics: Option<Metrics>) -> Ro
     }
     let served = Served { engine, schema, admission: Arc::default() };
     let checked = middleware::from_fn_with_state(names, hosts::check);
-    router.fallback(not_found).layer(checked).with_state(served)
+    let nothing = move || async move {
+        let body = json!({ "error": "there is nothing at this path", "paths": paths });
+        json_answer(StatusCode::NOT_FOUND, &body)
+    };
+    router
+        .fallback(nothing)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(checked)
+        .with_state(served)
 }
 
 /// 200 while reads and writes work, else 503; which of the two stands in the body, too.
@@ -101,12 +111,9 @@ async fn ready(State(served): State<Served>) -> Response {
     json_answer(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }
 
-async fn not_found() -> Response {
-    let paths = ["/", "/graphql", "/schema.graphql", LIVE, READY, METRICS];
-    json_answer(
-        StatusCode::NOT_FOUND,
-        &json!({ "error": "there is nothing at this path", "paths": paths }),
-    )
+async fn wrong_method(method: Method) -> Response {
+    let error = format!("{method} is not what this path takes; the header allow names what is");
+    json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": error }))
 }
 
 fn json_answer(status: StatusCode, body: &serde_json::Value) -> Response {

@@ -156,11 +156,15 @@ mod case {
             input["description"] = Value::Null;
             input["transitions"][0]["conditions"] = json!([]);
             *input.pointer_mut(path).unwrap() = value;
-            let details = json!({ "workflowId": "w" });
+            let differs = path[1..].replace("transitions/0/", "transitions[0].");
+            let details = json!({ "workflowId": "w", "differs": [differs] });
             let message = api
                 .refused(CREATE_WORKFLOW, json!({ "input": input }), "WORKFLOW_EXISTS", details)
                 .await;
-            assert!(message.contains("another workflow with the id w;"), "{message}");
+            assert!(
+                message.contains(&format!("the id w, which says something else in {differs};")),
+                "{message}"
+            );
         }
     }
 

@@ -170,7 +170,7 @@ mod case {
                     "{reason}"
                 );
                 assert!(
-                    message.ends_with(&format!("1 problem(s), first {field}: {reason}")),
+                    message.ends_with(&format!("1 problem, first {field}: {reason}")),
                     "{message}"
                 );
                 assert_eq!(api.everything().await, before);
@@ -284,13 +284,13 @@ mod case {
             (5, "nowhere"),
             (12, "gone"),
             (13, "line 1, column"),
-            (14, "map and filter"),
+            (14, "it is a list, not true or false"),
             (16, "17 entries, at most 16"),
         ] {
             assert!(text(&problems[index], "message").contains(contains), "{:#}", problems[index]);
         }
         let first = format!(
-            "the workflow definition has 17 problem(s), first id: {}",
+            "the workflow definition has 17 problems, first id: {}",
             text(&problems[0], "message")
         );
         assert_eq!(error["message"], first);

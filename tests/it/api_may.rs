@@ -10,6 +10,7 @@ on_every_backend! {
     a_transition_takes_only_the_members_that_it_accepts
     workflows_come_page_by_page
     a_definition_says_where_tokens_begin_and_what_places_are
+    a_definition_says_where_tokens_are_completed
     a_condition_that_makes_no_sense_is_refused
     what_is_odd_about_a_graph_is_told_and_stored_all_the_same
 }
@@ -165,6 +166,13 @@ mod case {
             "WORKFLOW_EXISTS"
         );
 
+        // What was left out is the same as what stands for it.
+        let mut written = input.clone();
+        written["entryPlaces"] = json!(["review", "draft"]);
+        written["finalPlaces"] = json!(["void", "paid"]);
+        let made = api.data(create, json!({ "input": written })).await;
+        assert_eq!(made["createWorkflow"], expected);
+
         let begin =
             |place: &str| json!({ "input": { "workflowId": "claims", "initialPlace": place } });
         for place in ["draft", "review"] {
@@ -180,6 +188,38 @@ mod case {
             api.error(BEGIN, begin("nowhere")).await["extensions"]["code"],
             "PLACE_NOT_FOUND"
         );
+    }
+
+    pub async fn a_definition_says_where_tokens_are_completed(api: Api) {
+        let mut input = review_input("f");
+        input["transitions"][1]["fromPlaces"] = json!(["review", "done"]);
+        input["finalPlaces"] = json!(["done"]);
+        let create = "mutation($input: WorkflowDefinitionInput!) { createWorkflow(input: $input) { finalPlaces warnings { code path } } }";
+        let made = api.data(create, json!({ "input": input })).await;
+        assert_eq!(
+            made["createWorkflow"],
+            json!({ "finalPlaces": ["done"], "warnings": [] }),
+            "done can be reopened"
+        );
+        let token = api.create_token("f", json!({})).await;
+        for (transition, place) in
+            [("submit", "review"), ("finish", "done"), ("reject", "draft"), ("submit", "review")]
+        {
+            let input = json!({ "input": { "tokenId": token, "transitionId": transition } });
+            assert_eq!(api.data(FIRE, input).await["fireTransition"]["place"], place);
+        }
+
+        input["id"] = json!("g");
+        input["finalPlaces"] = json!([]);
+        let made = api.data(create, json!({ "input": input })).await;
+        let warning = json!({ "code": "NO_WAY_OUT", "path": ["draft"] });
+        assert_eq!(made["createWorkflow"], json!({ "finalPlaces": [], "warnings": [warning] }));
+        input["id"] = json!("h");
+        input["finalPlaces"] = json!(["done", "nowhere", "done"]);
+        let error = api.error(create, json!({ "input": input })).await;
+        let problems = error["extensions"]["details"]["problems"].as_array().unwrap();
+        let fields: Vec<_> = problems.iter().map(|problem| problem["field"].clone()).collect();
+        assert_eq!(fields, ["finalPlaces[1]", "finalPlaces[2]"]);
     }
 
     pub async fn a_condition_that_makes_no_sense_is_refused(api: Api) {

@@ -19,7 +19,7 @@ use crate::support::{
 const PEAK_MIB_MAX: u64 = 250;
 
 /// What a server has taken in memory, `VmRSS` now or `VmHWM` at its peak, in MiB.
-fn memory_mib(server: &Server, line: &str) -> u64 {
+pub fn memory_mib(server: &Server, line: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1_024
@@ -130,7 +130,10 @@ fn condition_bombs() -> Vec<(&'static str, String)> {
         ("members", format!("token{} == 1", ".a".repeat(2_000))),
         ("indexes", format!("token{} == 1", "[0]".repeat(1_300))),
         ("sums", format!("{}1 == 1", "1 + ".repeat(1_000))),
-        ("loops in one another", around("token.data.all(x, ", ")", 9)),
+        ("loops in one another", around("token.data.all(x, ", ")", 60)),
+        ("patterns", "input.x.matches('(a{1000}){1000}')".to_owned()),
+        ("patterns of data", "input.x.matches(input.y)".to_owned()),
+        ("an open pattern", format!("input.x.matches('{}')", "(".repeat(3_000))),
         ("quotes", "'".repeat(4_095)),
         ("NUL", "true\u{0}".to_owned()),
         ("nothing", String::new()),
@@ -191,6 +194,9 @@ fn a_loop_over_much_data_fails_and_changes_nothing() {
         for (id, condition) in [
             ("all", "token.data.all(x, x >= 0)"),
             ("text", "token.data.exists(x, string(x).contains('y'))"),
+            ("nested", "token.data.all(x, token.data.all(y, y >= x))"),
+            ("made", "token.data.map(x, [x, x]).size() > 0"),
+            ("joined", "(token.data + token.data).size() > 0"),
             ("same", "token.data == input"),
         ] {
             let mut input = review_input(id);

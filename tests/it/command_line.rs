@@ -46,6 +46,11 @@ fn a_wrong_start_is_refused_with_the_name_of_what_is_wrong() {
             &["STORAGE_BACKEND", "postgres", "sqlite, nats or memory"],
         ),
         (&[], &[("STORAGE_BACKEND", "SQLITE")], &["STORAGE_BACKEND", "SQLITE"]),
+        (
+            &[],
+            &[("HEALTH_CHECK_INTERVAL", "abc")],
+            &["HEALTH_CHECK_INTERVAL", "\"abc\"", "whole number"],
+        ),
         (&[], &[("METRICS_ENABLED", "yes")], &["METRICS_ENABLED", "\"yes\"", "true or false"]),
         (
             &[],

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use circuit_breaker::domain::WorkflowEvent;
 use circuit_breaker::storage::sqlite::OpenError;
 use circuit_breaker::storage::{
     PageLimit, Sequence, StorageError, StorageHealth, StoredToken, TokenScope, WorkflowStorage,
@@ -11,7 +12,9 @@ use circuit_breaker::storage::{
 use circuit_breaker::{SqliteStorage, SqliteStorageConfig};
 use serde_json::json;
 
-use crate::support::{fired, new_token, open_sqlite, review_workflow, runtime, server_command};
+use crate::support::{
+    fired, new_token, now, open_sqlite, review_workflow, runtime, server_command,
+};
 
 fn open(path: &Path) -> Result<SqliteStorage, OpenError> {
     SqliteStorage::open(&SqliteStorageConfig::new(path))
@@ -57,8 +60,65 @@ fn a_file_of_a_newer_version_is_refused_and_not_touched() {
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let before = fs::read(&path).unwrap();
     let error = refused(&path);
-    assert!(matches!(error, OpenError::Newer { found: 99, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { found: 99, known: 2, .. }), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+/// A file of the first format, whose moves are in no chain: what is written to it from now on is.
+#[test]
+fn the_moves_of_a_file_of_the_first_format_are_one_history_with_those_that_follow() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.db");
+    let workflow = review_workflow("w");
+    let moved = |count: usize, first: Option<StoredToken>| {
+        let (path, workflow) = (path.clone(), &workflow);
+        async move {
+            let storage = open(&path).unwrap();
+            let mut stored = match first {
+                Some(stored) => stored,
+                None => {
+                    let definition = workflow.definition().clone();
+                    let created = WorkflowEvent::workflow_created(definition.id.clone(), now());
+                    storage.insert_workflow(definition, created).await.unwrap();
+                    storage.insert_token(new_token(workflow, json!({}))).await.unwrap()
+                }
+            };
+            for _ in 0..count {
+                let other = new_token(workflow, json!({}));
+                storage.insert_token(other).await.unwrap();
+                let change = fired(workflow, &stored, "edit");
+                stored = storage.commit(stored.revision, change).await.unwrap();
+            }
+            storage.close().await;
+            stored
+        }
+    };
+    runtime().block_on(async {
+        let stored = moved(5, None).await;
+        rusqlite::Connection::open(&path)
+            .unwrap()
+            .execute_batch(
+                "DROP INDEX moves_by_token; ALTER TABLE events DROP COLUMN previous;
+                CREATE INDEX moves_by_token ON events (token) WHERE is_move = 1; PRAGMA user_version = 1",
+            )
+            .unwrap();
+        let stored = moved(5, Some(stored)).await;
+        let storage = open(&path).unwrap();
+        for rows in [1, 2, 3, 5, 7, 10, 100] {
+            let (mut versions, mut before) = (Vec::new(), None);
+            loop {
+                let limit = PageLimit { rows, bytes: 1 << 20 };
+                let page = storage.token_moves(&stored.token, before, limit).await.unwrap();
+                versions.extend(page.items.iter().map(|stored| stored.event.token_version.unwrap()));
+                before = page.items.last().map(|stored| stored.sequence);
+                if !page.more {
+                    break;
+                }
+            }
+            assert_eq!(versions, (2..=11).rev().collect::<Vec<_>>(), "{rows} a page");
+        }
+        storage.close().await;
+    });
 }
 
 #[test]

@@ -26,14 +26,14 @@ fn a_token_of_version_1_loads() {
 #[test]
 fn a_workflow_of_version_1_loads_and_compiles() {
     let definition: WorkflowDefinition = loads_and_keeps("workflow-1.json");
-    Workflow::load(definition).unwrap();
+    Workflow::load(definition, &|| true).unwrap();
 }
 
 /// With all that a definition can say since, and a condition that is refused by now where it is new.
 #[test]
 fn a_workflow_of_version_2_loads_and_does_what_it_did() {
     let definition: WorkflowDefinition = loads_and_keeps("workflow-2.json");
-    let workflow = Workflow::load(definition.clone()).unwrap();
+    let workflow = Workflow::load(definition.clone(), &|| true).unwrap();
     assert_eq!(*workflow.definition(), definition);
 }
 

@@ -269,5 +269,28 @@ fn metrics_count_what_was_asked_for_and_tell_how_the_store_does() {
 #[test]
 fn metrics_can_be_left_out() {
     let server = Server::start(&[("STORAGE_BACKEND", "memory"), ("METRICS_ENABLED", "false")]);
-    assert_eq!(server.client().get("/metrics").0, 404);
+    let (status, body) = server.client().get("/metrics");
+    assert_eq!(status, 404);
+    assert!(body.contains("/health/ready") && !body.contains("/metrics"), "{body}");
+}
+
+#[test]
+fn another_method_is_told_what_the_path_takes() {
+    let server = memory_server();
+    for (path, method, allowed) in [
+        ("/graphql", "PUT", "GET,HEAD,POST"),
+        ("/", "POST", "GET,HEAD"),
+        ("/health/live", "DELETE", "GET,HEAD"),
+    ] {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        );
+        let (mut stream, mut answer) =
+            (TcpStream::connect(&server.address).unwrap(), String::new());
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+        assert!(answer.contains(&format!("allow: {allowed}\r\n")), "{answer}");
+        assert!(answer.contains(&format!("{method} is not what this path takes")), "{answer}");
+    }
 }

@@ -13,6 +13,7 @@ mod command_line;
 mod crash;
 mod database_file;
 mod examples;
+mod generators;
 mod golden;
 mod http;
 mod model;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use circuit_breaker::NATSStorage;
-use circuit_breaker::domain::{Caller, EventKind, Workflow, WorkflowEvent, WorkflowId};
+use circuit_breaker::domain::{
+    Caller, EventKind, Workflow, WorkflowDraft, WorkflowEvent, WorkflowId,
+};
 use circuit_breaker::storage::{PageLimit, StorageError, StoredToken, TokenScope, WorkflowStorage};
 use serde_json::json;
 use tokio::time::Instant;
@@ -18,7 +20,8 @@ use crate::nats_bus::{Bus, Raw, STREAM};
 use crate::nats_proxy::{Cut, Proxy};
 use crate::nats_server::NatsServer;
 use crate::support::{
-    decided, fired, move_request, new_token, now, review_workflow, runtime, workflow_id,
+    decided, fired, move_request, new_token, now, review_draft, review_workflow, runtime,
+    workflow_id,
 };
 
 const ALL: PageLimit = PageLimit { rows: 10_000, bytes: 1 << 30 };
@@ -366,6 +369,52 @@ async fn fire(
     storage.commit(stored.revision, change).await.unwrap()
 }
 
+/// The same workflow where a draft is completed, too.
+fn reopening() -> Workflow {
+    let final_places = Some(vec!["draft".to_owned(), "done".to_owned()]);
+    Workflow::check(WorkflowDraft { final_places, ..review_draft("w") }, now()).unwrap()
+}
+
+/// What is completed where a transition still leaves is live: neither it nor its pointer ages.
+#[test]
+fn a_completion_that_can_be_taken_back_lets_nothing_age() {
+    runtime().block_on(async {
+        let Some(nats) = NatsServer::start() else { return };
+        let (storage, workflow) = (nats.open().await, reopening());
+        let created = WorkflowEvent::workflow_created(workflow.definition().id.clone(), now());
+        storage.insert_workflow(workflow.definition().clone(), created).await.unwrap();
+        let stored = storage.insert_token(new_token(&workflow, json!({}))).await.unwrap();
+        let stored = fire(&storage, &workflow, &stored, "submit").await;
+        let bus = Bus::connect(&nats).await;
+        let first = bus.last_sequence().await + 1;
+        let stored = fire(&storage, &workflow, &stored, "reject").await;
+        let mut subjects = Vec::new();
+        for sequence in first..=bus.last_sequence().await {
+            let message = bus.raw(sequence).await.unwrap();
+            let ages = message.headers.get("Nats-TTL").is_some();
+            let is_state = message.headers.get("Cb-Completed").is_some();
+            if !message.subject.starts_with("cb.store.") {
+                subjects.push((message.subject, ages, is_state));
+            }
+        }
+        let id = stored.token.id;
+        let expected = [
+            (format!("cb.workflows.w.places.draft.tokens.{id}"), false, true),
+            ("cb.workflows.w.events.transitions".to_owned(), true, false),
+            ("cb.workflows.w.events.lifecycle".to_owned(), true, false),
+            (format!("cb.workflows.w.places.review.tokens.{id}"), true, false),
+        ];
+        assert_eq!(subjects, expected);
+        // It goes on, and is no longer completed.
+        let stored = fire(&storage, &workflow, &stored, "submit").await;
+        assert_eq!((stored.token.version, stored.token.place.as_str()), (4, "review"));
+        let kinds = storage.list_events(None, None, ALL).await.unwrap().items;
+        let completed =
+            kinds.iter().filter(|stored| stored.event.kind == EventKind::TokenCompleted);
+        assert_eq!(completed.count(), 2, "as it was created, and as it came back");
+    });
+}
+
 macro_rules! cuts {
     ($($name:ident: $act:expr;)*) => {
         $(
@@ -400,6 +449,9 @@ cuts! {
     };
     a_completion_that_was_cut_is_mended: async |storage, workflow, tokens| {
         fire(storage, workflow, &tokens[4], "finish").await;
+    };
+    a_completion_that_can_be_taken_back_and_was_cut_is_mended: async |storage, _, tokens| {
+        fire(storage, &reopening(), &tokens[4], "reject").await;
     };
     a_definition_that_was_cut_is_mended: async |storage, _, _| {
         let definition = review_workflow("v").definition().clone();

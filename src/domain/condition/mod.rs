@@ -6,11 +6,16 @@
 //! number of steps, and `json` lends the data to the evaluator instead of copying it. The same
 //! condition on the same data always comes to the same verdict: steps are counted, not time.
 
+mod functions;
 mod json;
+mod list;
 mod looks;
 mod numbers;
+mod object;
 mod parse;
+mod patterns;
 mod price;
+mod purse;
 mod sense;
 
 use std::sync::{Arc, LazyLock};
@@ -23,7 +28,10 @@ use serde_json::{Map, Value};
 
 use self::json::{caller_value, token_value, value};
 use self::looks::Look;
+use self::patterns::Pattern;
 use super::caller::Caller;
+use super::id::Shown;
+use super::limits::PATTERNS_BYTES_MAX;
 use super::steps::Steps;
 use super::token::Token;
 
@@ -43,6 +51,39 @@ pub struct Condition {
     nodes: usize,
     /// The values that it names.
     looks: Vec<Look>,
+    /// What it calls `matches` with.
+    patterns: Arc<[Pattern]>,
+}
+
+/// What the patterns of a definition may still take in memory.
+#[derive(Debug)]
+pub struct PatternRoom {
+    bytes: usize,
+}
+
+impl PatternRoom {
+    /// What a wrong pattern takes of it: to find out costs time, too.
+    const WRONG_BYTES: usize = 16 * 1024;
+
+    fn compile(&mut self, text: &str) -> Result<Pattern, String> {
+        if self.bytes == 0 {
+            return Err("those before it are too large, or too many are wrong".to_owned());
+        }
+        let pattern = Pattern::compile(text, self.bytes);
+        let taken = match &pattern {
+            Ok(pattern) => pattern.memory_bytes(),
+            Err(patterns::Wrong::TooLarge) => self.bytes,
+            Err(patterns::Wrong::Text(_)) => Self::WRONG_BYTES,
+        };
+        self.bytes = self.bytes.saturating_sub(taken);
+        pattern.map_err(|wrong| wrong.to_string())
+    }
+}
+
+impl Default for PatternRoom {
+    fn default() -> Self {
+        Self { bytes: PATTERNS_BYTES_MAX }
+    }
 }
 
 /// What came of a condition.
@@ -63,22 +104,28 @@ impl Condition {
     /// evaluated is wrong, too.
     ///
     /// Call it on a thread with [`PARSER_STACK_BYTES`] of stack.
-    pub fn parse_new(source: &str) -> Result<Self, String> {
+    pub fn parse_new(source: &str, room: &mut PatternRoom) -> Result<Self, String> {
         let parsed = parse::parse(source)?;
         sense::check(&parsed.expression)?;
-        Ok(Self::of(source, parsed))
+        Self::of(source, parsed, room)
     }
 
     /// The same for one that is stored, maybe since a time when its sense was not looked at.
-    pub fn parse(source: &str) -> Result<Self, String> {
-        Ok(Self::of(source, parse::parse(source)?))
+    pub fn parse(source: &str, room: &mut PatternRoom) -> Result<Self, String> {
+        Self::of(source, parse::parse(source)?, room)
     }
 
-    fn of(source: &str, parsed: parse::Parsed) -> Self {
+    fn of(source: &str, parsed: parse::Parsed, room: &mut PatternRoom) -> Result<Self, String> {
         let parse::Parsed { mut expression, nodes } = parsed;
         let looks = looks::looks(&expression);
-        price::price(&mut expression);
-        Self { source: source.to_owned(), expression, nodes, looks }
+        let mut texts = Vec::new();
+        price::price(&mut expression, &mut texts);
+        let compile = |text: &String| {
+            let wrong = |wrong| format!("the pattern {}: {wrong}", Shown(text));
+            room.compile(text).map_err(wrong)
+        };
+        let patterns = texts.iter().map(compile).collect::<Result<_, _>>()?;
+        Ok(Self { source: source.to_owned(), expression, nodes, looks, patterns })
     }
 
     /// The condition as it was written.
@@ -95,7 +142,8 @@ impl Condition {
     /// About how many bytes it takes in memory.
     pub fn memory_bytes(&self) -> usize {
         const NODE_BYTES: usize = 256;
-        self.source.len() + self.nodes * NODE_BYTES
+        let patterns = self.patterns.iter().map(Pattern::memory_bytes).sum::<usize>();
+        self.source.len() + self.nodes * NODE_BYTES + patterns
     }
 }
 
@@ -130,7 +178,7 @@ pub struct Scope<'a> {
 impl<'a> Scope<'a> {
     /// Lends what is to be seen.
     pub fn new(seen: &Seen<'a>) -> Self {
-        let root: &'a Context<'a, 'a> = price::root_context();
+        let root: &'a Context<'a, 'a> = functions::root_context();
         let mut context = root.new_inner_scope();
         context.add_variable_as_val("token", token_value(seen.token));
         context.add_variable_as_val("input", value(seen.input()));
@@ -142,8 +190,8 @@ impl<'a> Scope<'a> {
 
     /// Evaluates a condition on the steps of a request. Anything but true and false is a failure.
     pub fn evaluate(&self, condition: &Condition, steps: &Arc<Steps>) -> Verdict {
-        let (outcome, enough) = price::with_steps(steps, || {
-            price::pay(condition.nodes);
+        let (outcome, enough) = purse::with_steps(steps, &condition.patterns, || {
+            purse::pay(condition.nodes);
             CelValue::resolve(&condition.expression, &self.context)
         });
         // First, as `||` may have swallowed the error.
@@ -158,19 +206,24 @@ impl<'a> Scope<'a> {
             Err(ExecutionError::UnexpectedType { got, want }) if want.contains("representable") => {
                 Verdict::Failed(format!("it is {got}, not true or false"))
             }
-            Err(error) => {
-                let text = error.to_string();
-                Verdict::Failed(
-                    text.lines()
-                        .next()
-                        .unwrap_or_default()
-                        .chars()
-                        .take(MESSAGE_CHARS_MAX)
-                        .collect(),
-                )
-            }
+            Err(error) => Verdict::Failed(reason(&error)),
         }
     }
+}
+
+/// Why something could not be evaluated, in one line.
+fn reason(error: &ExecutionError) -> String {
+    let text = match error {
+        ExecutionError::FunctionError { function, .. } if function == "timestamp" => {
+            "timestamp takes a text such as 2026-07-01T10:00:00Z or 2026-07-01T10:00:00+02:00, or seconds since 1970".to_owned()
+        }
+        ExecutionError::FunctionError { function, .. } if function == "duration" => {
+            "duration takes a text of numbers with the units h, m, s, ms, us and ns, such as 1h30m, or 168h for a week".to_owned()
+        }
+        ExecutionError::FunctionError { function, message } => format!("{function}: {message}"),
+        other => other.to_string(),
+    };
+    text.lines().next().unwrap_or_default().chars().take(MESSAGE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

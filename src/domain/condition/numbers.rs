@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 
 use cel::ExecutionError;
 use cel::common::ast::operators;
-use cel::common::types::{CelBool, CelDouble, CelInt, CelTimestamp, CelUInt};
+use cel::common::types::{CelBool, CelDouble, CelInt, CelString, CelTimestamp, CelUInt};
 use cel::common::value::{CowVal, Val};
 use chrono::Utc;
 
@@ -159,6 +159,41 @@ pub fn utc<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Outcome<'b, 'v> {
     Ok(in_utc.unwrap_or(value))
 }
 
+/// A text that is a span of time from its beginning to its end: the evaluator takes the beginning of `1h30` for all.
+pub fn span<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Outcome<'b, 'v> {
+    let value = arguments.into_iter().next().ok_or_else(wrong_arguments)?;
+    match value.downcast_ref::<CelString>() {
+        Some(text) if !is_span(text.inner()) => Err(no_span()),
+        _ => Ok(value),
+    }
+}
+
+pub fn no_span() -> ExecutionError {
+    ExecutionError::function_error("duration", "it is no span of time")
+}
+
+/// Whether a text is `0` or numbers with a unit each, after a sign.
+pub fn is_span(text: &str) -> bool {
+    const UNITS: [&str; 6] = ["ms", "us", "ns", "h", "m", "s"];
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if rest == "0" {
+        return true;
+    }
+    loop {
+        let number = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let number_bytes = &rest.as_bytes()[..rest.len() - number.len()];
+        let dots = number_bytes.iter().filter(|byte| **byte == b'.').count();
+        let after_unit = UNITS.iter().find_map(|unit| number.strip_prefix(unit));
+        match after_unit {
+            Some(after) if dots < number_bytes.len() && dots <= 1 => rest = after,
+            _ => return false,
+        }
+        if rest.is_empty() {
+            return true;
+        }
+    }
+}
+
 fn two<'b, 'v>(arguments: Vec<CowVal<'b, 'v>>) -> Result<[CowVal<'b, 'v>; 2], ExecutionError> {
     arguments.try_into().map_err(|_| wrong_arguments())
 }
@@ -200,5 +235,18 @@ mod tests {
             assert_eq!(compare_exactly(whole, fraction), Some(expected), "{whole} {fraction}");
         }
         assert_eq!(compare_exactly(1, f64::NAN), None);
+    }
+
+    #[test]
+    fn a_span_is_one_from_its_beginning_to_its_end() {
+        for text in ["0", "-0", "1h", "1h30m", "-1.5s", "+2ms", ".5s", "1.s", "1h1h", "10us5ns"] {
+            assert!(is_span(text), "{text}");
+        }
+        for text in [
+            "", "-", "1", "h", ".s", "1h30", "1h 30m", " 1h", "1h ", "7d", "1..5s", "1.2.3s",
+            "1h-30m", "infh", "1e3s", "\u{661}h", "1hx", "--1h",
+        ] {
+            assert!(!is_span(text), "{text}");
+        }
     }
 }

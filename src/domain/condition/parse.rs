@@ -1,6 +1,6 @@
 //! From text to expression, refusing what the parser or the evaluator could not bound.
 
-use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators};
+use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::parser::PrattParser;
 
 use crate::domain::limits::CONDITION_BYTES_MAX;
@@ -11,10 +11,12 @@ const NESTING_MAX: u16 = 32;
 const EXPRESSION_DEPTH_MAX: usize = 48;
 
 /// Functions that conditions may call. All are linear at most, none keeps what it makes.
-pub const FUNCTIONS: [&str; 20] = [
+pub const FUNCTIONS: [&str; 24] = [
+    "bool",
     "contains",
     "double",
     "duration",
+    "dyn",
     "endsWith",
     "getDate",
     "getDayOfMonth",
@@ -27,10 +29,12 @@ pub const FUNCTIONS: [&str; 20] = [
     "getMonth",
     "getSeconds",
     "int",
+    "matches",
     "size",
     "startsWith",
     "string",
     "timestamp",
+    "type",
     "uint",
 ];
 
@@ -80,38 +84,40 @@ fn character_position(source: &str, line: usize, byte_column: usize) -> (usize, 
 /// Bounds the parsed expression and refuses what could use memory without bound. Gives the number
 /// of its nodes. Goes through it without recursion, as it may be deep.
 fn bound_expression(root: &IdedExpr) -> Result<usize, String> {
-    let mut waiting = vec![(root, 1_usize, false)];
+    let mut waiting = vec![(root, 1_usize)];
     let mut nodes = 0;
-    while let Some((node, depth, in_loop)) = waiting.pop() {
+    while let Some((node, depth)) = waiting.pop() {
         nodes += 1;
         if depth > EXPRESSION_DEPTH_MAX {
             return Err(format!(
                 "more than {EXPRESSION_DEPTH_MAX} operations are nested in one another"
             ));
         }
-        refuse(&node.expr, in_loop)?;
-        parts(node, &mut |part, in_body| waiting.push((part, depth + 1, in_loop || in_body)));
+        refuse(&node.expr)?;
+        parts(node, &mut |part, _| waiting.push((part, depth + 1)));
     }
     Ok(nodes)
 }
 
-fn refuse(expression: &Expr, in_loop: bool) -> Result<(), String> {
+fn refuse(expression: &Expr) -> Result<(), String> {
     let what = match expression {
-        Expr::Map(_) | Expr::Struct(_) => {
-            "map and message literals are not supported in conditions; compare member by member"
-        }
+        Expr::Struct(_) => "message literals are not supported in conditions; JSON has none",
         Expr::Literal(LiteralValue::Bytes(_)) => {
             "bytes are not supported in conditions; JSON has none"
         }
         Expr::List(list) if !list.optional_indices.is_empty() => {
             "optional elements are not supported in conditions"
         }
-        Expr::Comprehension(_) if in_loop => {
-            "a loop inside a loop is not supported in conditions; it could take very long"
+        Expr::Map(map) if map.entries.iter().any(|entry| is_optional(&entry.expr)) => {
+            "optional entries are not supported in conditions"
         }
-        // Loops that build lists; the others keep one bool or one number.
-        Expr::Comprehension(loops) if matches!(loops.accu_init.expr, Expr::List(_)) => {
-            "map and filter are not supported in conditions, as they build lists; use all, exists or exists_one"
+        Expr::Call(call) if call.func_name == "matches" && pattern_of(call).is_none() => {
+            "matches is written x.matches('pattern'), with the pattern as a text in the condition: one out of data could take any time to prepare"
+        }
+        Expr::Call(call)
+            if call.func_name == "dyn" && (call.target.is_some() || call.args.len() != 1) =>
+        {
+            "dyn is written dyn(x)"
         }
         Expr::Unspecified => "a part of the expression is missing",
         Expr::Call(call)
@@ -126,6 +132,22 @@ fn refuse(expression: &Expr, in_loop: bool) -> Result<(), String> {
         _ => return Ok(()),
     };
     Err(what.to_owned())
+}
+
+fn is_optional(entry: &EntryExpr) -> bool {
+    matches!(entry, EntryExpr::MapEntry(entry) if entry.optional)
+}
+
+/// The pattern of a call of `matches`, which is written in it.
+pub fn pattern_of(call: &CallExpr) -> Option<&str> {
+    let pattern = match (call.func_name.as_str(), &call.target, &call.args[..]) {
+        ("matches", Some(_), [pattern]) | ("matches", None, [_, pattern]) => pattern,
+        _ => return None,
+    };
+    match &pattern.expr {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+        _ => None,
+    }
 }
 
 fn is_operator(function: &str) -> bool {

@@ -3,10 +3,10 @@
 //! What hangs on data stays a question for the moment of the move: a value out of data may be anything.
 
 use cel::common::ast::{
-    CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators,
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators,
 };
 
-use self::Kind::{Any, Bool, Double, Duration, Int, List, Null, Object, Text, Time, UInt};
+use self::Kind::{Any, Bool, Double, Duration, Int, List, Null, Object, Text, Time, Type, UInt};
 
 /// What is known of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ enum Kind {
     Object,
     Text,
     Time,
+    /// What `type(x)` gives, such as `int`.
+    Type,
     UInt,
     /// `token` itself, and `caller`.
     Root(&'static [(&'static str, Kind)]),
@@ -45,6 +47,10 @@ const NAMES: [(&str, Kind); 5] = [
     ("caller", Kind::Root(CALLER)),
 ];
 
+/// What `type(x)` is compared with.
+const TYPES: [&str; 9] =
+    ["bool", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+
 impl Kind {
     fn is_number(self) -> bool {
         matches!(self, Int | UInt | Double)
@@ -67,6 +73,7 @@ impl Kind {
             Object | Kind::Root(_) => "an object",
             Text => "a text",
             Time => "a timestamp",
+            Type => "a type",
         }
     }
 }
@@ -110,14 +117,33 @@ impl Scope {
             Expr::Select(select) => self.selected(select)?,
             Expr::Call(call) => self.call(call)?,
             Expr::Comprehension(of) => self.looped(of)?,
-            Expr::Map(_) | Expr::Struct(_) | Expr::Unspecified => Any,
+            Expr::Map(map) => {
+                let mut keys = Vec::new();
+                for entry in &map.entries {
+                    let EntryExpr::MapEntry(entry) = &entry.expr else { continue };
+                    let kind = self.kind(&entry.key)?;
+                    if !kind.may_be(&[Bool, Int, UInt, Text]) {
+                        return Err(format!("{} is no key of an object", kind.name()));
+                    }
+                    if let Expr::Literal(key) = &entry.key.expr {
+                        if keys.contains(&key) {
+                            return Err("a key stands twice in one object".to_owned());
+                        }
+                        keys.push(key);
+                    }
+                    self.kind(&entry.value)?;
+                }
+                Object
+            }
+            Expr::Struct(_) | Expr::Unspecified => Any,
         })
     }
 
     fn named(&self, name: &str) -> Result<Kind, String> {
         let variable = self.variables.iter().rev().find(|(known, _)| known == name);
         let known = NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
-        variable.map(|(_, kind)| *kind).or(known).ok_or_else(|| {
+        let of_type = TYPES.contains(&name).then_some(Type);
+        variable.map(|(_, kind)| *kind).or(known).or(of_type).ok_or_else(|| {
             let there: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
             format!("there is no name {name}; there are {}", there.join(", "))
         })
@@ -179,15 +205,22 @@ impl Scope {
 
 /// A conversion of what is written there, such as `duration('7 days')`, always comes to the same.
 fn constant(call: &CallExpr) -> Result<(), String> {
-    const CONVERSIONS: [&str; 5] = ["double", "duration", "int", "timestamp", "uint"];
-    let [IdedExpr { expr: Expr::Literal(_), .. }] = call.args.as_slice() else { return Ok(()) };
+    const CONVERSIONS: [&str; 6] = ["bool", "double", "duration", "int", "timestamp", "uint"];
+    let [IdedExpr { expr: Expr::Literal(literal), .. }] = call.args.as_slice() else {
+        return Ok(());
+    };
     if call.target.is_some() || !CONVERSIONS.contains(&call.func_name.as_str()) {
         return Ok(());
     }
+    if let ("duration", LiteralValue::String(text)) = (call.func_name.as_str(), literal)
+        && !super::numbers::is_span(text.inner())
+    {
+        return Err(super::reason(&super::numbers::no_span()));
+    }
     let conversion = IdedExpr { id: 0, expr: Expr::Call(call.clone()) };
-    match cel::Value::resolve(&conversion, super::price::root_context()) {
+    match cel::Value::resolve(&conversion, super::functions::root_context()) {
         Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string().lines().next().unwrap_or_default().to_owned()),
+        Err(error) => Err(super::reason(&error)),
     }
 }
 
@@ -274,10 +307,10 @@ fn binary(operator: &str, left: Kind, right: Kind, args: &[IdedExpr]) -> Result<
         ADD if matches!((left, right), (Duration, Time)) => Ok(Time),
         SUBSTRACT if matches!((left, right), (Time, Time)) => Ok(Duration),
         ADD | SUBSTRACT if matches!((left, right), (Duration, Duration)) => Ok(Duration),
-        ADD if matches!((left, right), (Text, Text)) => Ok(Text),
+        ADD if matches!((left, right), (Text, Text) | (List, List)) => Ok(left),
         ADD if matches!(
             (left, right),
-            (Any, Text | Time | Duration) | (Text | Time | Duration, Any)
+            (Any, Text | Time | Duration | List) | (Text | Time | Duration | List, Any)
         ) =>
         {
             Ok(Any)
@@ -316,15 +349,22 @@ fn function(name: &str, target: Option<Kind>, args: &[Kind]) -> Result<Kind, Str
             call(*with, &[Text], Bool)
         }
         ("contains" | "startsWith" | "endsWith", ..) => takes(&format!("x.{name}(y)")),
+        ("matches", Some(of), [_]) => call(of, &[Text], Bool),
+        ("matches", None, [of, _]) => call(*of, &[Text], Bool),
+        ("dyn", None, [_]) => Ok(Any),
+        ("type", None, [_]) => Ok(Type),
+        ("bool", None, [of]) => call(*of, &[Bool, Text], Bool),
         ("int", None, [of]) => call(*of, &[Int, UInt, Double, Text, Time], Int),
         ("uint", None, [of]) => call(*of, &[Int, UInt, Double, Text], UInt),
         ("double", None, [of]) => call(*of, &[Int, UInt, Double, Text], Double),
         ("string", None, [of]) => call(*of, &[Bool, Int, UInt, Double, Text, Time, Duration], Text),
         ("timestamp", None, [of]) => call(*of, &[Int, Text, Time], Time),
         ("duration", None, [of]) => call(*of, &[Text, Duration], Duration),
-        ("int" | "uint" | "double" | "string" | "timestamp" | "duration", ..) => {
-            takes(&format!("{name}(x)"))
-        }
+        (
+            "bool" | "dyn" | "int" | "uint" | "double" | "string" | "timestamp" | "duration"
+            | "type",
+            ..,
+        ) => takes(&format!("{name}(x)")),
         ("getHours" | "getMinutes" | "getSeconds" | "getMilliseconds", Some(of), []) => {
             call(of, &TIMED, Int)
         }
@@ -339,69 +379,88 @@ fn function(name: &str, target: Option<Kind>, args: &[Kind]) -> Result<Kind, Str
 
 #[cfg(test)]
 mod tests {
-    use crate::domain::condition::{Condition, PARSER_STACK_BYTES};
+    use crate::domain::condition::{Condition, PARSER_STACK_BYTES, PatternRoom};
 
     /// Parses as a new condition, on a thread with the stack for it.
     fn sense(source: &str) -> Result<(), String> {
         let source = source.to_owned();
-        let parse = move || Condition::parse_new(&source).map(|_| ());
+        let parse = move || Condition::parse_new(&source, &mut PatternRoom::default()).map(|_| ());
         let thread = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES).spawn(parse);
         thread.unwrap().join().unwrap()
     }
 
+    /// Conditions that can never be evaluated, and what is told of them.
+    const NEVER: &[(&str, &str)] = &[
+        ("data.amount > 5", "there is no name data"),
+        ("tokn.data.x", "there is no name tokn"),
+        ("doc.approved || true", "there is no name doc"),
+        ("triggeredBy == 'bob'", "there is no name triggeredBy"),
+        ("True", "there is no name True"),
+        ("token.createdAt > now", "no member createdAt"),
+        ("token.dat.n == 1", "no member dat"),
+        ("token['dat'] == 1", "no member dat"),
+        ("caller.name == 'x'", "no member name"),
+        ("token.place.x == 1", "a text has no member x"),
+        ("1 + 1", "it is a whole number"),
+        ("token", "it is an object"),
+        ("'a'", "it is a text"),
+        ("token.place", "it is a text"),
+        ("!1", "! does not go with"),
+        ("1 || true", "|| does not go with"),
+        ("token.version && true", "&& does not go with"),
+        ("-'a' == 1", "- does not go with"),
+        ("token.place > 1", "> does not go with a text and a whole number"),
+        ("now > token.version", "> does not go with"),
+        ("token.data.x < null", "< does not go with"),
+        ("now + now == now", "+ does not go with"),
+        ("[1] + 2 == [3]", "+ does not go with"),
+        ("{'a': 1} + {'b': 1} == {}", "+ does not go with"),
+        ("{'a': 1, 'b': 1, 'a': 1} == {}", "a key stands twice"),
+        ("{1.5: 1} == {}", "a number with a fraction is no key"),
+        ("{'a': 1}", "it is an object"),
+        ("{'a': doc} == {}", "there is no name doc"),
+        ("[1].map(x, y) == []", "there is no name y"),
+        ("[1].map(x, x)", "it is a list"),
+        ("[1].filter(x, 'a') == []", "? : does not go with"),
+        ("token.version.map(x, x) == []", "a loop goes through"),
+        ("1.matches('a')", "matches does not go with"),
+        ("bool('yes')", "bool"),
+        ("bool(1)", "bool"),
+        ("type(1)", "it is a type"),
+        ("type(1) == integer", "there is no name integer"),
+        ("dyn(doc) == 1", "there is no name doc"),
+        ("token.place * 2 == 4", "* does not go with"),
+        ("1.5 % 2 == 1", "% does not go with"),
+        ("1 in 'a'", "in does not go with"),
+        ("size() == 1", "size is written"),
+        ("size(1, 2) == 1", "size is written"),
+        ("size(1) == 1", "size does not go with a whole number"),
+        ("now.size() == 1", "size does not go with a timestamp"),
+        ("'a'.contains()", "contains is written"),
+        ("contains('a', 'b')", "contains is written"),
+        ("'a'.contains(1)", "contains does not go with"),
+        ("token.version.startsWith('1')", "startsWith does not go with"),
+        ("'1'.int() == 1", "int is written"),
+        ("duration('7 days') > duration('1h')", "duration takes a text of numbers with the units"),
+        ("duration('1h30') > duration('1h')", "duration takes a text of numbers with the units"),
+        ("timestamp('yesterday') < now", "timestamp takes a text such as 2026-07-01T10:00:00Z"),
+        ("int('a') == 1", "int"),
+        ("duration('1h').getFullYear() == 1", "getFullYear does not go with a duration"),
+        ("now.getHours(1) == 1", "getHours does not go with"),
+        ("[1].all(x, y > 0)", "there is no name y"),
+        ("[1].all(x, 1)", "&& does not go with"),
+        ("token.version.all(x, true)", "a loop goes through"),
+        ("token ? true : false", "? : does not go with"),
+        ("token.data.l.all(x, x.z) && x.z", "there is no name x"),
+    ];
+
     #[test]
     fn what_can_never_be_evaluated_is_refused_at_creation() {
-        for (source, wrong) in [
-            ("data.amount > 5", "there is no name data"),
-            ("tokn.data.x", "there is no name tokn"),
-            ("doc.approved || true", "there is no name doc"),
-            ("triggeredBy == 'bob'", "there is no name triggeredBy"),
-            ("True", "there is no name True"),
-            ("token.createdAt > now", "no member createdAt"),
-            ("token.dat.n == 1", "no member dat"),
-            ("token['dat'] == 1", "no member dat"),
-            ("caller.name == 'x'", "no member name"),
-            ("token.place.x == 1", "a text has no member x"),
-            ("1 + 1", "it is a whole number"),
-            ("token", "it is an object"),
-            ("'a'", "it is a text"),
-            ("token.place", "it is a text"),
-            ("!1", "! does not go with"),
-            ("1 || true", "|| does not go with"),
-            ("token.version && true", "&& does not go with"),
-            ("-'a' == 1", "- does not go with"),
-            ("token.place > 1", "> does not go with a text and a whole number"),
-            ("now > token.version", "> does not go with"),
-            ("token.data.x < null", "< does not go with"),
-            ("now + now == now", "+ does not go with"),
-            ("[1] + [2] == [3]", "+ does not go with"),
-            ("token.place * 2 == 4", "* does not go with"),
-            ("1.5 % 2 == 1", "% does not go with"),
-            ("1 in 'a'", "in does not go with"),
-            ("size() == 1", "size is written"),
-            ("size(1, 2) == 1", "size is written"),
-            ("size(1) == 1", "size does not go with a whole number"),
-            ("now.size() == 1", "size does not go with a timestamp"),
-            ("'a'.contains()", "contains is written"),
-            ("contains('a', 'b')", "contains is written"),
-            ("'a'.contains(1)", "contains does not go with"),
-            ("token.version.startsWith('1')", "startsWith does not go with"),
-            ("'1'.int() == 1", "int is written"),
-            ("duration('7 days') > duration('1h')", "duration"),
-            ("timestamp('yesterday') < now", "timestamp"),
-            ("int('a') == 1", "int"),
-            ("duration('1h').getFullYear() == 1", "getFullYear does not go with a duration"),
-            ("now.getHours(1) == 1", "getHours does not go with"),
-            ("[1].all(x, y > 0)", "there is no name y"),
-            ("[1].all(x, 1)", "&& does not go with"),
-            ("token.version.all(x, true)", "a loop goes through"),
-            ("token ? true : false", "? : does not go with"),
-            ("token.data.l.all(x, x.z) && x.z", "there is no name x"),
-        ] {
+        for (source, wrong) in NEVER {
             let error = sense(source).expect_err(source);
             assert!(error.contains(wrong), "{source}: {error}");
             // One that is stored loads all the same.
-            assert!(Condition::parse(source).is_ok(), "{source}");
+            assert!(Condition::parse(source, &mut PatternRoom::default()).is_ok(), "{source}");
         }
     }
 

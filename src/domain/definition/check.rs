@@ -11,7 +11,7 @@ use super::{
     PlaceSettings, PlaceSettingsDraft, TransitionDefinition, TransitionDraft, Workflow,
     WorkflowDefinition, WorkflowDraft,
 };
-use crate::domain::condition::Condition;
+use crate::domain::condition::{Condition, PatternRoom};
 use crate::domain::id::{InvalidId, PlaceId, Shown, TransitionId, WorkflowId};
 use crate::domain::json::depth_exceeds;
 use crate::domain::limits::{
@@ -59,20 +59,34 @@ pub enum ProblemKind {
 /// Goes once through a draft, builds the definition and notes every problem on the way.
 ///
 /// A part that is wrong yields `None` and a problem; the walk goes on to find the rest.
-#[derive(Default)]
-pub struct Checker {
+pub struct Checker<'a> {
+    /// Whether anybody still waits for the answer.
+    wanted: &'a dyn Fn() -> bool,
     pub problems: Vec<Problem>,
     condition_bytes: usize,
+    patterns: PatternRoom,
     /// It is stored already, maybe by an earlier version.
     is_stored: bool,
     /// Bytes that `*` stands for.
     written_out: usize,
 }
 
-impl Checker {
+impl<'a> Checker<'a> {
+    /// For a new one.
+    pub fn of_new(wanted: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            wanted,
+            problems: Vec::new(),
+            condition_bytes: 0,
+            patterns: PatternRoom::default(),
+            is_stored: false,
+            written_out: 0,
+        }
+    }
+
     /// For one that is stored.
-    pub fn of_stored() -> Self {
-        Self { is_stored: true, ..Self::default() }
+    pub fn of_stored(wanted: &'a dyn Fn() -> bool) -> Self {
+        Self { is_stored: true, ..Self::of_new(wanted) }
     }
 
     pub fn workflow(
@@ -101,6 +115,8 @@ impl Checker {
         let initial_place = self.place("initialPlace", draft.initial_place, &known);
         let entries = draft.entry_places;
         let entry_places = entries.map(|entries| self.places("entryPlaces", entries, &known));
+        let finals = draft.final_places;
+        let final_places = finals.map(|finals| self.places("finalPlaces", finals, &known));
         let place_settings = self.place_settings(draft.place_settings, &known);
 
         self.count("transitions", draft.transitions.len(), TRANSITIONS_MAX);
@@ -142,6 +158,7 @@ impl Checker {
             transitions,
             initial_place: initial_place?,
             entry_places,
+            final_places,
             place_settings,
             created_at,
             updated_at: created_at,
@@ -176,10 +193,15 @@ impl Checker {
             if self.condition_bytes > ALL_CONDITIONS_BYTES_MAX {
                 continue;
             }
+            if !(self.wanted)() {
+                let message = "it was not looked at, as nobody waits for the answer any more";
+                self.add(ProblemKind::InvalidCondition, conditions_field, message);
+                return None;
+            }
             let parsed = if self.is_stored {
-                Condition::parse(source)
+                Condition::parse(source, &mut self.patterns)
             } else {
-                Condition::parse_new(source)
+                Condition::parse_new(source, &mut self.patterns)
             };
             match parsed {
                 Ok(condition) => compiled.push(condition),
@@ -221,7 +243,15 @@ impl Checker {
             nothing,
             "name at least one place that the token may come from",
         );
-        if draft.from_places != [EVERY_PLACE] {
+        let every = draft.from_places.iter().position(|place| place == EVERY_PLACE);
+        if let Some(index) = every.filter(|_| draft.from_places.len() > 1) {
+            let message = format!(
+                "\"{EVERY_PLACE}\" stands for every place, so nothing else is named beside it; exceptPlaces leaves some out"
+            );
+            self.add(ProblemKind::Contradiction, format!("{from_field}[{index}]"), message);
+            return Vec::new();
+        }
+        if every.is_none() {
             if !draft.except_places.is_empty() {
                 let message = format!("it goes with fromPlaces [\"{EVERY_PLACE}\"] alone");
                 self.add(ProblemKind::Contradiction, except_field, message);
@@ -373,9 +403,10 @@ impl Checker {
             let metadata = of.metadata.as_ref().map_or(0, json_bytes);
             64 + of.place.len() + optional(&of.name) + optional(&of.description) + metadata
         });
-        let entries = draft.entry_places.as_deref().map_or(0, strings);
+        let named = [&draft.entry_places, &draft.final_places].into_iter().flatten();
+        let named = named.map(|places| strings(places)).sum::<usize>();
         let texts = draft.name.len() + optional(&draft.description) + strings(&draft.places);
-        let bytes = 256 + texts + entries + settings.sum::<usize>() + transitions.sum::<usize>();
+        let bytes = 256 + texts + named + settings.sum::<usize>() + transitions.sum::<usize>();
         if bytes > DEFINITION_BYTES_MAX {
             let message = format!(
                 "the definition has about {bytes} bytes, at most {DEFINITION_BYTES_MAX} are allowed"
@@ -499,7 +530,7 @@ mod tests {
         assert_eq!(from(&["*"], &["b"], "b"), Ok(owned(&["a", "c"])));
         assert_eq!(from(&["*"], &["a", "c"], "b"), Err(vec![(Empty, t("fromPlaces"))]));
         assert_eq!(from(&["*"], &["x"], "b"), Err(vec![(UnknownPlace, t("exceptPlaces[0]"))]));
-        assert_eq!(from(&["*", "a"], &[], "b"), Err(vec![(UnknownPlace, t("fromPlaces[0]"))]));
+        assert_eq!(from(&["a", "*"], &["c"], "b"), Err(vec![(Contradiction, t("fromPlaces[1]"))]));
         assert_eq!(from(&["a"], &["c"], "b"), Err(vec![(Contradiction, t("exceptPlaces"))]));
     }
 
@@ -606,10 +637,10 @@ mod tests {
     fn a_stored_definition_loads_as_what_it_was() {
         let workflow = Workflow::check(good(), DateTime::UNIX_EPOCH).unwrap();
         let json = serde_json::to_string(workflow.definition()).unwrap();
-        let loaded = Workflow::load(serde_json::from_str(&json).unwrap()).unwrap();
+        let loaded = Workflow::load(serde_json::from_str(&json).unwrap(), &|| true).unwrap();
         assert_eq!(loaded.definition(), workflow.definition());
         let other =
             Workflow::check(WorkflowDraft { name: "x".into(), ..good() }, DateTime::UNIX_EPOCH);
-        assert!(!other.unwrap().definition().same_as(workflow.definition()));
+        assert_eq!(other.unwrap().definition().differences(workflow.definition()), ["name"]);
     }
 }

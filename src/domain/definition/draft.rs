@@ -21,6 +21,8 @@ pub struct WorkflowDraft {
     pub initial_place: String,
     /// Names of places; any place where there is none.
     pub entry_places: Option<Vec<String>>,
+    /// Names of places; those that no transition leaves where there is none.
+    pub final_places: Option<Vec<String>>,
     /// What is known of places.
     pub place_settings: Vec<PlaceSettingsDraft>,
 }
@@ -61,6 +63,7 @@ pub struct TransitionDraft {
 
 impl WorkflowDefinition {
     pub(super) fn into_draft(self) -> WorkflowDraft {
+        let names = |places: Vec<_>| places.into_iter().map(String::from).collect();
         WorkflowDraft {
             id: Some(self.id.into()),
             name: self.name,
@@ -72,9 +75,8 @@ impl WorkflowDefinition {
                 .map(TransitionDefinition::into_draft)
                 .collect(),
             initial_place: self.initial_place.into(),
-            entry_places: self
-                .entry_places
-                .map(|places| places.into_iter().map(String::from).collect()),
+            entry_places: self.entry_places.map(names),
+            final_places: self.final_places.map(names),
             place_settings: self
                 .place_settings
                 .into_iter()

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 mod check;
+mod difference;
 mod draft;
 mod soundness;
 
@@ -40,12 +41,18 @@ pub struct WorkflowDefinition {
     /// Where else a client may put a new token; anywhere where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry_places: Option<Vec<PlaceId>>,
+    /// Where a token is completed, whether transitions lead on or not; the places that none leaves where there is
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_places: Option<Vec<PlaceId>>,
     /// What else is known of places, at most once of each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub place_settings: Vec<PlaceSettings>,
     /// When it was stored.
+    #[serde(with = "crate::domain::time")]
     pub created_at: DateTime<Utc>,
     /// The same, as definitions do not change.
+    #[serde(with = "crate::domain::time")]
     pub updated_at: DateTime<Utc>,
 }
 
@@ -88,6 +95,17 @@ pub struct TransitionDefinition {
     pub accepts: Option<Vec<String>>,
 }
 
+/// Whether a token in a place is completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Completion {
+    /// It is not.
+    Open,
+    /// It is, and a transition still leaves the place: the token is live.
+    Reopens,
+    /// It is for good: the token is history from then on.
+    ForGood,
+}
+
 /// A definition that holds every rule, with its conditions ready to be evaluated.
 #[derive(Debug)]
 pub struct Workflow {
@@ -102,18 +120,30 @@ impl Workflow {
     /// The parser of conditions recurses: call this on a thread with
     /// [`super::condition::PARSER_STACK_BYTES`] of stack.
     pub fn check(draft: WorkflowDraft, created_at: DateTime<Utc>) -> Result<Self, Vec<Problem>> {
-        Self::check_with(Checker::default(), draft, created_at)
+        Self::check_while(&|| true, draft, created_at)
+    }
+
+    /// The same for as long as the answer is `wanted`; after that it ends with any answer.
+    pub fn check_while(
+        wanted: &dyn Fn() -> bool,
+        draft: WorkflowDraft,
+        created_at: DateTime<Utc>,
+    ) -> Result<Self, Vec<Problem>> {
+        Self::check_with(Checker::of_new(wanted), draft, created_at)
     }
 
     /// Makes a stored definition ready for use, with the same need of stack. What later versions refuse at its
     /// creation does what it did.
-    pub fn load(definition: WorkflowDefinition) -> Result<Self, Vec<Problem>> {
+    pub fn load(
+        definition: WorkflowDefinition,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Self, Vec<Problem>> {
         let created_at = definition.created_at;
-        Self::check_with(Checker::of_stored(), definition.into_draft(), created_at)
+        Self::check_with(Checker::of_stored(wanted), definition.into_draft(), created_at)
     }
 
     fn check_with(
-        mut checker: Checker,
+        mut checker: Checker<'_>,
         draft: WorkflowDraft,
         created_at: DateTime<Utc>,
     ) -> Result<Self, Vec<Problem>> {
@@ -166,18 +196,6 @@ impl WorkflowDefinition {
             + settings.sum::<usize>()
     }
 
-    /// Whether `other` defines the same, whenever it was stored.
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.name == other.name
-            && self.description == other.description
-            && self.places == other.places
-            && self.transitions == other.transitions
-            && self.initial_place == other.initial_place
-            && self.entry_places == other.entry_places
-            && self.place_settings == other.place_settings
-    }
-
     /// Whether a client may put a new token there.
     pub fn is_entry(&self, place: &PlaceId) -> bool {
         match &self.entry_places {
@@ -186,9 +204,38 @@ impl WorkflowDefinition {
         }
     }
 
-    /// The places that no transition leads on from: a token there is completed.
+    /// The places where a token is completed.
     pub fn final_places(&self) -> impl Iterator<Item = &PlaceId> {
+        let ends: Vec<_> = match &self.final_places {
+            Some(named) => {
+                let named: HashSet<_> = named.iter().collect();
+                self.places.iter().filter(|place| named.contains(place)).collect()
+            }
+            None => self.ends().collect(),
+        };
+        ends.into_iter()
+    }
+
+    /// The places where a token is completed for good, as no transition leaves them.
+    pub fn last_places(&self) -> impl Iterator<Item = &PlaceId> {
+        let named = self.final_places.as_deref();
+        self.ends().filter(move |end| named.is_none_or(|named| named.contains(end)))
+    }
+
+    /// The places that no transition leaves.
+    fn ends(&self) -> impl Iterator<Item = &PlaceId> {
         let leads_on: HashSet<_> = self.transitions.iter().flat_map(|t| &t.from_places).collect();
         self.places.iter().filter(move |place| !leads_on.contains(place))
+    }
+
+    /// Whether a token in this place is completed.
+    pub fn completion(&self, place: &PlaceId) -> Completion {
+        let leads_on = || self.transitions.iter().any(|t| t.from_places.contains(place));
+        match &self.final_places {
+            Some(named) if !named.contains(place) => Completion::Open,
+            Some(_) if leads_on() => Completion::Reopens,
+            None if leads_on() => Completion::Open,
+            Some(_) | None => Completion::ForGood,
+        }
     }
 }

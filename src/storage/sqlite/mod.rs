@@ -215,7 +215,8 @@ impl WorkflowStorage for SqliteStorage {
         id: Uuid,
         workflow: Option<&WorkflowId>,
     ) -> Result<Option<StoredToken>, StorageError> {
-        if let Some(stored) = self.recent.get(id).filter(|_| !self.readers.is_closed()) {
+        if let Some(kept) = self.recent.get(id).filter(|_| !self.readers.is_closed()) {
+            let stored = read::stored_token(kept.revision, &kept.body, id)?;
             return Ok(workflow.is_none_or(|w| *w == stored.token.workflow_id).then_some(stored));
         }
         let workflow = workflow.cloned();

@@ -120,11 +120,14 @@ pub fn token(
         select.query_row(params![id.as_bytes(), workflow.map(WorkflowId::as_str)], row).optional()
     };
     let found = find().map_err(|error| read_error(&error))?;
-    let stored = |(revision, body): (i64, String)| {
-        let token: Token = parse(&body, || format!("token {id}"))?;
-        Ok(StoredToken { token: Arc::new(token), revision: sequence(revision) })
-    };
+    let stored = |(revision, body): (i64, String)| stored_token(sequence(revision), &body, id);
     found.map(stored).transpose()
+}
+
+/// A token from its stored form.
+pub fn stored_token(revision: Sequence, body: &str, id: Uuid) -> Result<StoredToken, StorageError> {
+    let token: Token = parse(body, || format!("token {id}"))?;
+    Ok(StoredToken { token: Arc::new(token), revision })
 }
 
 pub fn tokens(
@@ -161,30 +164,99 @@ pub fn tokens(
     }
 }
 
+/// The moves of a token, newest first: a chain from its newest event, or from the cursor's, to its creation.
 pub fn moves(
     connection: &Connection,
     token: Uuid,
     before: Option<Sequence>,
     limit: PageLimit,
 ) -> Result<Page<StoredEvent>, StorageError> {
-    if let Some(cursor) = before {
-        let sql = "SELECT token FROM events WHERE sequence = ?1";
-        let of: Option<Option<Vec<u8>>> = connection
-            .prepare_cached(sql)
-            .and_then(|mut select| select.query_row([key(before, 0)], |row| row.get(0)).optional())
-            .map_err(|error| read_error(&error))?;
-        match of {
-            Some(of) if of.as_deref() != Some(token.as_bytes().as_slice()) => {
-                return Err(StorageError::ForeignCursor { cursor, token });
-            }
-            Some(_) => {}
-            None => return Ok(Page::empty()),
+    let (mut next, mut page) = (newest_move(connection, token, before)?, Page::empty());
+    while let Some(at) = next {
+        let Some(link) = link(connection, at)? else { break };
+        if !link.is_move || link.token.as_deref() != Some(token.as_bytes().as_slice()) {
+            break;
+        }
+        let event = parse(&link.body, || format!("record {at}"))?;
+        if !page.push(stored_event(sequence(at), event), limit) {
+            break;
+        }
+        next = link.previous;
+        if next.is_none() {
+            // It was written before there were chains, and all before it, too.
+            older_moves(connection, token, at, limit, &mut page)?;
         }
     }
+    Ok(page)
+}
+
+/// The move of a token before its event `before`, or its newest one.
+fn newest_move(
+    connection: &Connection,
+    token: Uuid,
+    before: Option<Sequence>,
+) -> Result<Option<i64>, StorageError> {
+    let Some(cursor) = before else {
+        let mut select = connection
+            .prepare_cached("SELECT revision FROM tokens WHERE id = ?1")
+            .map_err(|error| read_error(&error))?;
+        let newest = select.query_row([token.as_bytes()], |row| row.get(0)).optional();
+        return newest.map_err(|error| read_error(&error));
+    };
+    let Some(of) = link(connection, key(before, 0))? else { return Ok(None) };
+    if of.token.as_deref() != Some(token.as_bytes().as_slice()) {
+        return Err(StorageError::ForeignCursor { cursor, token });
+    }
+    if of.previous.is_some() {
+        return Ok(of.previous);
+    }
+    // It was written before there were chains, or is the first.
+    let mut select = connection
+        .prepare_cached(
+            "SELECT max(sequence) FROM events INDEXED BY moves_by_token
+            WHERE token = ?1 AND is_move = 1 AND previous IS NULL AND sequence < ?2",
+        )
+        .map_err(|error| read_error(&error))?;
+    let parameters = params![token.as_bytes(), key(before, 0)];
+    select.query_row(parameters, |row| row.get(0)).map_err(|error| read_error(&error))
+}
+
+/// One event as a part of a chain.
+struct Link {
+    token: Option<Vec<u8>>,
+    is_move: bool,
+    previous: Option<i64>,
+    body: String,
+}
+
+fn link(connection: &Connection, sequence: i64) -> Result<Option<Link>, StorageError> {
+    let sql = "SELECT token, is_move, previous, body FROM events WHERE sequence = ?1";
+    let of = |row: &Row<'_>| {
+        Ok(Link {
+            token: row.get(0)?,
+            is_move: row.get(1)?,
+            previous: row.get(2)?,
+            body: row.get(3)?,
+        })
+    };
+    let found = connection
+        .prepare_cached(sql)
+        .and_then(|mut select| select.query_row([sequence], of).optional());
+    found.map_err(|error| read_error(&error))
+}
+
+/// Adds the moves of a token below a sequence that are in no chain.
+fn older_moves(
+    connection: &Connection,
+    token: Uuid,
+    below: i64,
+    limit: PageLimit,
+    page: &mut Page<StoredEvent>,
+) -> Result<(), StorageError> {
     let sql = "SELECT sequence, body FROM events INDEXED BY moves_by_token
-        WHERE token = ?3 AND is_move = 1 AND sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
-    let parameters = params![key(before, i64::MAX), sql_limit(limit), token.as_bytes()];
-    page(connection, sql, parameters, limit, stored_event)
+        WHERE token = ?2 AND is_move = 1 AND previous IS NULL AND sequence < ?1 ORDER BY sequence DESC";
+    let parameters = params![below, token.as_bytes()];
+    fill(connection, sql, parameters, limit, stored_event, page)
 }
 
 pub fn events(
@@ -222,6 +294,19 @@ fn page<T: DeserializeOwned, I: Item>(
     item: impl Fn(Sequence, T) -> I,
 ) -> Result<Page<I>, StorageError> {
     let mut page = Page::empty();
+    fill(connection, sql, parameters, limit, item, &mut page)?;
+    Ok(page)
+}
+
+/// The same into a page that is begun.
+fn fill<T: DeserializeOwned, I: Item>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl rusqlite::Params,
+    limit: PageLimit,
+    item: impl Fn(Sequence, T) -> I,
+    page: &mut Page<I>,
+) -> Result<(), StorageError> {
     let mut select = connection.prepare_cached(sql).map_err(|error| read_error(&error))?;
     let mut rows = select.query(parameters).map_err(|error| read_error(&error))?;
     while let Some(row) = rows.next().map_err(|error| read_error(&error))? {
@@ -233,7 +318,7 @@ fn page<T: DeserializeOwned, I: Item>(
             break;
         }
     }
-    Ok(page)
+    Ok(())
 }
 
 fn sql_limit(limit: PageLimit) -> i64 {

@@ -1,22 +1,28 @@
 //! The tokens that were written last, so that the next move of one need not ask the file.
 //!
-//! After every commit SQLite's readers read their pages anew, so just what moves often would be
-//! slow to read.
+//! After every commit SQLite's readers read their pages anew, so just what moves often would be slow to read.
+//! They are kept as they stand in the file: what is parsed takes four times the memory, and to parse a small one
+//! again takes a fraction of what a read takes.
+
+use std::sync::Arc;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
-use crate::storage::{StoredToken, cache};
+use crate::storage::{Sequence, cache};
 
 /// Bytes of memory that the kept tokens may take.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
 
-/// Bytes of memory of one of them: a larger one would push out many.
-const TOKEN_BYTES_MAX: u64 = 192 << 10;
+/// Bytes of one of them: a larger one would push out many, and take long to parse.
+const TOKEN_BYTES_MAX: usize = 32 << 10;
+
+/// Bytes that one takes beside its text.
+const ENTRY_BYTES: u64 = 128;
 
 /// Tokens that the cache is laid out for.
-const KEPT_TOKENS: usize = 8 << 10;
+const KEPT_TOKENS: usize = 12 << 10;
 
 /// Tokens as they stand in the file.
 ///
@@ -28,11 +34,11 @@ pub struct Recent {
     tokens: Cache<Uuid, Kept, Bytes>,
 }
 
+/// A token's stored form and its revision.
 #[derive(Debug, Clone)]
-struct Kept {
-    stored: StoredToken,
-    /// Bytes that it takes, about.
-    memory: u64,
+pub struct Kept {
+    pub body: Arc<str>,
+    pub revision: Sequence,
 }
 
 #[derive(Debug, Clone)]
@@ -40,17 +46,18 @@ struct Bytes;
 
 impl Weighter<Uuid, Kept> for Bytes {
     fn weight(&self, _: &Uuid, kept: &Kept) -> u64 {
-        kept.memory
+        ENTRY_BYTES + kept.body.len() as u64
     }
 }
 
 impl Recent {
     pub fn new() -> Self {
-        Self { tokens: cache::bounded(KEPT_TOKENS, KEPT_BYTES_MAX, TOKEN_BYTES_MAX, Bytes) }
+        let largest = ENTRY_BYTES + TOKEN_BYTES_MAX as u64;
+        Self { tokens: cache::bounded(KEPT_TOKENS, KEPT_BYTES_MAX, largest, Bytes) }
     }
 
-    pub fn get(&self, id: Uuid) -> Option<StoredToken> {
-        self.tokens.get(&id).map(|kept| kept.stored)
+    pub fn get(&self, id: Uuid) -> Option<Kept> {
+        self.tokens.get(&id)
     }
 
     pub fn forget(&self, id: Uuid) {
@@ -58,10 +65,9 @@ impl Recent {
     }
 
     /// Keeps a token, unless it is large.
-    pub fn remember(&self, stored: StoredToken) {
-        let memory = stored.token.memory();
-        if memory <= TOKEN_BYTES_MAX {
-            self.tokens.insert(stored.token.id, Kept { stored, memory });
+    pub fn remember(&self, id: Uuid, body: &str, revision: Sequence) {
+        if body.len() <= TOKEN_BYTES_MAX {
+            self.tokens.insert(id, Kept { body: body.into(), revision });
         }
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::recent::Recent;
 use super::schema::FileLock;
 use crate::domain::{Token, WorkflowId};
-use crate::storage::{Sequence, StorageError, StorageHealth, StoredToken};
+use crate::storage::{Sequence, StorageError, StorageHealth};
 
 /// Writes that one transaction takes at most.
 pub const GROUP_MAX: usize = 512;
@@ -156,10 +156,9 @@ impl Writer {
 
     fn done(&self, job: Job, outcome: Result<Sequence, StorageError>) {
         if let (Ok(revision), Write::NewToken { token, .. } | Write::Move { token, .. }) =
-            (&outcome, job.write)
+            (&outcome, &job.write)
         {
-            let stored = StoredToken { token: token.token, revision: *revision };
-            self.recent.remember(stored);
+            self.recent.remember(token.token.id, &token.body, *revision);
         }
         // A caller that has gone away took the outcome as unknown.
         drop(job.answer.send(outcome));
@@ -268,7 +267,7 @@ fn apply(
     let first = *sequence;
     let first_key = i64::try_from(first)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    let events = match write {
+    let (events, previous) = match write {
         Write::Workflow { id, body, event } => {
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO workflows (id, body) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING",
@@ -276,7 +275,7 @@ fn apply(
             if insert.execute(params![id.as_str(), body])? == 0 {
                 return Ok(Err(StorageError::WorkflowExists { workflow: id.clone() }));
             }
-            std::slice::from_ref(event)
+            (std::slice::from_ref(event), None)
         }
         Write::NewToken { token, events } => {
             let mut insert = transaction.prepare_cached(
@@ -292,7 +291,7 @@ fn apply(
             {
                 return Ok(Err(StorageError::TokenExists { token: token.token.id }));
             }
-            events
+            (&events[..], None)
         }
         Write::Move { expected, token, events } => {
             let mut update = transaction.prepare_cached(
@@ -312,19 +311,22 @@ fn apply(
                     expected: *expected,
                 }));
             }
-            events
+            (&events[..], Some(expected_key))
         }
     };
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO events (sequence, workflow, token, is_move, body) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO events (sequence, workflow, token, is_move, body, previous) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for (key, event) in (first_key..).zip(events) {
+        // A completion comes after its change.
+        let previous = if key == first_key { previous } else { Some(first_key) };
         insert.execute(params![
             key,
             event.workflow,
             event.token.as_ref().map(Uuid::as_bytes),
             event.is_move,
-            event.body
+            event.body,
+            previous
         ])?;
         *sequence += 1;
     }

@@ -49,7 +49,7 @@ impl NATSStorage {
             Ok(()) => Ok(definition),
             Err(exists @ StorageError::WorkflowExists { .. }) => {
                 let there = self.load_workflow(&definition.id).await?;
-                there.filter(|there| there.same_as(&definition)).ok_or(exists)
+                there.filter(|there| there.differences(&definition).is_empty()).ok_or(exists)
             }
             Err(error) => Err(error),
         }

@@ -218,7 +218,7 @@ impl WorkflowStorage for NATSStorage {
         if expected.0 == 0 || expected.0 == u64::MAX {
             return Err(StorageError::Conflict { token: change.token.id, expected });
         }
-        let pointer = change.completes() && {
+        let pointer = change.ends() && {
             self.writable()?;
             let token = &change.token;
             self.parts.index.has_pointer(&self.parts.reader, token.id, &token.workflow_id).await?

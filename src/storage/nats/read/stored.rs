@@ -11,7 +11,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::identity::Identity;
-use crate::domain::{EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId};
+use crate::domain::{
+    Completion, EventKind, PlaceId, Token, WorkflowDefinition, WorkflowEvent, WorkflowId,
+};
 use crate::storage::nats::wire::jetstream::LeaderMessage;
 use crate::storage::nats::wire::names::{self, FORMAT, header};
 use crate::storage::{Sequence, StorageError, StoredEvent, StoredToken};
@@ -68,8 +70,10 @@ pub struct Marks {
     pub repaired: Option<u64>,
     /// For how many seconds the event of this token or definition was to be kept.
     pub age: Option<u64>,
-    /// Whether it vanishes with time: of a token, that it is completed.
+    /// Whether it vanishes with time: of a token, that it is completed for good.
     pub ages: bool,
+    /// Of a token, that it is completed where a transition still leaves.
+    pub reopens: bool,
     /// Which message of its batch it is, from 1 on.
     pub in_batch: Option<u64>,
     /// Whether nats-server has written it where something vanished, as it does under
@@ -99,12 +103,23 @@ impl Marks {
             self.moved_to = Some(PlaceId::parse(value).map_err(|error| error.to_string())?);
         } else if name.eq_ignore_ascii_case(header::TTL) {
             self.ages = true;
+        } else if name.eq_ignore_ascii_case(header::COMPLETED) {
+            self.reopens = true;
         } else if name.eq_ignore_ascii_case(header::BATCH_SEQUENCE) {
             self.in_batch = value.parse().ok();
         } else if name.eq_ignore_ascii_case(header::MARKER_REASON) {
             self.is_marker = true;
         }
         Ok(())
+    }
+
+    /// Whether the token of this message is completed.
+    pub fn completion(&self) -> Completion {
+        match (self.ages, self.reopens) {
+            (true, _) => Completion::ForGood,
+            (false, true) => Completion::Reopens,
+            (false, false) => Completion::Open,
+        }
     }
 
     fn of<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Self, String> {

@@ -106,7 +106,7 @@ fn parts(places: &[(String, u64)], last: u64) -> Vec<Part> {
 pub struct History {
     reader: Arc<Reader>,
     life: Arc<Life>,
-    /// The filters of the final places of each workflow, in which life of the store they were read.
+    /// The filters of the places of each workflow where tokens are completed for good, in which life of the store they were read.
     finals: HashMap<WorkflowId, Vec<String>>,
     read_in: u64,
 }
@@ -274,7 +274,7 @@ impl History {
             let Some(definition) = reader.definition(&workflow).await? else {
                 return Ok(None);
             };
-            let places = definition.final_places();
+            let places = definition.last_places();
             let filters = places.map(|place| names::tokens_in(&workflow, place)).collect();
             Ok::<_, StorageError>(Some((workflow, filters)))
         };

@@ -66,6 +66,8 @@ pub mod header {
     pub const CREATED_BY: &str = "Cb-Created-By";
     /// Ours, of a token or a definition: for how many seconds its event was to be kept.
     pub const AGE: &str = "Cb-Age";
+    /// Ours, of a token that is completed where a transition still leaves: it does not age.
+    pub const COMPLETED: &str = "Cb-Completed";
     /// Ours, of a departure: the place that the token went to.
     pub const MOVED_TO: &str = "Cb-Moved-To";
     /// Ours, of an event that a repair has written: where it should have stood.

@@ -11,7 +11,7 @@ use super::claim::Claim;
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Shape};
 use crate::domain::{
-    Cause, Change, Token, WorkflowDefinition, WorkflowEvent, WorkflowId, workflow_hash,
+    Cause, Change, Completion, Token, WorkflowDefinition, WorkflowEvent, WorkflowId, workflow_hash,
 };
 use crate::storage::nats::read::known::events_after;
 use crate::storage::nats::read::stored::{Stored, pointer_payload};
@@ -202,7 +202,7 @@ impl Commit {
             let name = format!("{} {} {:?}", token.id, token.version, cause);
             Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
         });
-        let change = Change::newest_of(token, cause, state.marks.ages);
+        let change = Change::newest_of(token, cause, state.marks.completion());
         let mut commit =
             Self::of_token(&change, event_id, kind, pointer, state.marks.previous, age)?;
         let first = commit.state();
@@ -229,13 +229,14 @@ impl Commit {
     ) -> Result<Self, StorageError> {
         let token = &change.token;
         let left = change.from_place().filter(|from| **from != token.place);
-        let (creates, completes) = (matches!(kind, Kind::CreateToken { .. }), change.completes());
-        let shape = Shape { creates, pointer, leaves: left.is_some(), completes };
+        let (creates, ends) = (matches!(kind, Kind::CreateToken { .. }), change.ends());
+        let completes = change.completes();
+        let shape = Shape { creates, pointer, leaves: left.is_some(), completes, ends };
         let mut events = change.events.iter();
         let mut messages = Vec::with_capacity(5);
         for piece in shape.pieces() {
             let message = match piece {
-                Piece::Pointer => pointer_message(token, Some(age).filter(|_| completes)),
+                Piece::Pointer => pointer_message(token, Some(age).filter(|_| ends)),
                 Piece::PointerTtl => pointer_message(token, Some(age)).with(header::ROLLUP, "sub"),
                 Piece::State => token_message(change, previous, age)?,
                 Piece::Event => match events.next() {
@@ -437,9 +438,11 @@ fn token_message(
         let by = by.filter(|by| !by.chars().any(char::is_control)).unwrap_or_default();
         message.set(header::CREATED_BY, by);
     }
-    // What is completed is history.
-    if change.completes() {
-        message.set(header::TTL, names::ttl(age));
+    match change.completion {
+        Completion::Open => {}
+        Completion::Reopens => message.set(header::COMPLETED, 1),
+        // It is history.
+        Completion::ForGood => message.set(header::TTL, names::ttl(age)),
     }
     Ok(message)
 }

@@ -17,7 +17,7 @@ use super::batch::{self, Answered, BatchError};
 use super::commit::{Commit, Kind, completion_id};
 use super::outgoing::{self, Outgoing};
 use super::pieces::{Piece, Presence, Shape};
-use crate::domain::{EventKind, WorkflowEvent};
+use crate::domain::{Completion, EventKind, WorkflowEvent};
 use crate::storage::StorageError;
 use crate::storage::nats::read::anchor::Anchor;
 use crate::storage::nats::read::chain;
@@ -154,7 +154,8 @@ impl Mender {
         let state = &found.state;
         let token = state.token()?.token;
         let left = token.transition_history.last().map(|record| &record.from_place);
-        let has_more = state.marks.ages || left.is_some_and(|left| *left != token.place);
+        let has_more = state.marks.completion() != Completion::Open
+            || left.is_some_and(|left| *left != token.place);
         if !has_more
             && let Some(event) = self.reader.at(state.sequence + 1).await?
             && chain::is_event_of(&event, token.id, token.version, false)?
@@ -243,6 +244,7 @@ impl Mender {
             pointer: has(Piece::Pointer) || ages_pointer,
             leaves: left.is_some(),
             completes,
+            ends: ages_pointer,
         };
         let (token, version) = (state.token()?.token.id, commit.version);
         let there = |n: u64, completion: bool| async move {

@@ -37,6 +37,8 @@ pub struct Shape {
     pub leaves: bool,
     /// It completes the token.
     pub completes: bool,
+    /// For good: the token ages from then on.
+    pub ends: bool,
 }
 
 /// What is there of a token's newest change, beside the token.
@@ -68,7 +70,7 @@ impl Shape {
     /// Whether it makes the pointer age. A token that is created at its end has had such a one from
     /// the start.
     pub fn ages_pointer(self) -> bool {
-        self.completes && self.pointer && !self.creates
+        self.ends && self.pointer && !self.creates
     }
 
     /// The messages that mend the token's newest change, in their order; none if it is whole. A pointer
@@ -188,18 +190,20 @@ mod tests {
     }
 
     fn shapes() -> impl Iterator<Item = Shape> {
-        (0..16).map(|bits| Shape {
+        (0..32).filter(|bits| bits & 24 != 16).map(|bits| Shape {
             creates: bits & 1 > 0,
             pointer: bits & 2 > 0,
             leaves: bits & 4 > 0,
             completes: bits & 8 > 0,
+            ends: bits & 16 > 0,
         })
     }
 
     #[test]
     fn a_departure_is_last_and_an_event_right_behind_its_token() {
         use Piece::{Completion, Departure, Event, Pointer, PointerTtl, State};
-        let plain = Shape { creates: false, pointer: false, leaves: false, completes: false };
+        let plain =
+            Shape { creates: false, pointer: false, leaves: false, completes: false, ends: false };
         for (shape, pieces) in [
             (plain, vec![State, Event]),
             (Shape { leaves: true, ..plain }, vec![State, Event, Departure]),
@@ -211,12 +215,17 @@ mod tests {
             (Shape { creates: true, ..plain }, vec![State, Event]),
             (Shape { creates: true, pointer: true, ..plain }, vec![Pointer, State, Event]),
             (
-                Shape { creates: true, pointer: true, completes: true, ..plain },
+                Shape { creates: true, pointer: true, completes: true, ends: true, ..plain },
                 vec![Pointer, State, Event, Completion],
             ),
             (
-                Shape { pointer: true, completes: true, leaves: true, ..plain },
+                Shape { pointer: true, completes: true, ends: true, leaves: true, ..plain },
                 vec![State, Event, Completion, PointerTtl, Departure],
+            ),
+            // A transition still leaves the place: it is live, and so is its pointer.
+            (
+                Shape { pointer: true, completes: true, leaves: true, ..plain },
+                vec![State, Event, Completion, Departure],
             ),
             (Shape { pointer: true, leaves: true, ..plain }, vec![State, Event, Departure]),
         ] {

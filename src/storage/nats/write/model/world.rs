@@ -160,7 +160,13 @@ impl Token {
     pub fn shape(&self, place: u8) -> Shape {
         let leaves = self.from.is_some_and(|from| from != place);
         // Pointers have a model of their own.
-        Shape { creates: false, pointer: false, leaves, completes: self.completes(place) }
+        Shape {
+            creates: false,
+            pointer: false,
+            leaves,
+            completes: self.completes(place),
+            ends: self.completes(place),
+        }
     }
 
     pub fn newest_id(&self) -> Id {
