@@ -480,7 +480,7 @@ mod tests {
         }
     }
 
-    const CONDITIONS: [&str; 14] = [
+    const CONDITIONS: [&str; 20] = [
         "true",
         "token.data.n > 2",
         "next.n <= 3",
@@ -495,6 +495,12 @@ mod tests {
         "now > token.updated_at",
         "token.place == 'a' && token.version < 3",
         "next.none == 1",
+        "next.who.matches('^a[a-z]+$')",
+        "token.data.l.map(x, x + 1).all(x, x > next.n)",
+        "size(token.data.l.filter(x, x == next.n)) < 2",
+        "[1, 2, 3].exists(x, [x].all(y, y == next.n))",
+        "{'a': 1, 'ann': 2}[next.who] == 2",
+        "type(next.n) == int || next.`other` == null",
     ];
 
     fn random_workflow(random: &mut fastrand::Rng) -> Workflow {

@@ -52,7 +52,10 @@ pub fn parse(source: &str) -> Result<Parsed, String> {
     // The crate's own `Program` parses with ANTLR, which takes 116 ms for some 4 KiB and needs ten
     // times the stack; this one, the same grammar by hand, takes 36 ms for the worst that was found.
     // It is exported for those who ask for it, without a promise: hence the exact version in Cargo.toml.
-    let parser = PrattParser::new().max_recursion_depth(NESTING_MAX).error_recovery_limit(4);
+    let parser = PrattParser::new()
+        .max_recursion_depth(NESTING_MAX)
+        .error_recovery_limit(4)
+        .enable_ident_escape_syntax(true);
     let expression = parser.parse(source).map_err(|errors| {
         let placed = errors.errors.iter().filter(|error| error.pos.0 > 0);
         match placed.min_by_key(|error| error.pos) {
