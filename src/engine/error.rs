@@ -55,7 +55,9 @@ pub enum EngineError {
         differs: Vec<String>,
     },
     /// A token has the id.
-    #[error("there is a token {token} already; if this is a retry, the first try worked")]
+    #[error(
+        "there is a token {token} already, in this workflow or another one; if this is a retry of the same creation, the first try worked"
+    )]
     TokenExists {
         /// The id.
         token: Uuid,

@@ -185,7 +185,7 @@ mod case {
             assert_eq!(
                 message,
                 format!(
-                    "there is a token {token} already; if this is a retry, the first try worked"
+                    "there is a token {token} already, in this workflow or another one; if this is a retry of the same creation, the first try worked"
                 )
             );
         }
@@ -263,7 +263,7 @@ mod case {
     pub async fn a_condition_that_cannot_be_evaluated_says_why(api: Api) {
         let condition = "token.data.approved_by == 'me'";
         let input = guarded(&api, condition, json!({ "amount": 100 })).await;
-        let reason = "No such key: approved_by";
+        let reason = "there is no member approved_by; has(a.approved_by) asks whether there is one";
         let details = json!({ "transitionId": "submit", "condition": condition, "reason": reason, "values": {} });
         let message = api.refused(FIRE, input, "CONDITION_FAILED", details).await;
         assert!(message.contains(condition) && message.ends_with(reason), "{message}");

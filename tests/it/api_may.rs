@@ -45,7 +45,7 @@ mod case {
         };
         let first = "next.amount <= 1000 || 'director' in caller.roles";
         let second = "input.by != token.metadata.author";
-        let reason = "No such key: by";
+        let reason = "there is no member by; has(a.by) asks whether there is one";
         assert_eq!(
             *approve,
             json!({

@@ -17,6 +17,7 @@ mod patterns;
 mod price;
 mod purse;
 mod sense;
+mod words;
 
 use std::sync::{Arc, LazyLock};
 
@@ -29,6 +30,7 @@ use serde_json::{Map, Value};
 use self::json::{caller_value, token_value, value};
 use self::looks::Look;
 use self::patterns::Pattern;
+use self::words::reason;
 use super::caller::Caller;
 use super::id::Shown;
 use super::limits::PATTERNS_BYTES_MAX;
@@ -38,9 +40,6 @@ use super::token::Token;
 /// Stack that [`Condition::parse`] needs, with a wide margin: it was measured to use 0.3 MiB in a
 /// release build, of what `parse` lets through.
 pub const PARSER_STACK_BYTES: usize = 16 << 20;
-
-/// Characters of the evaluator's message that are passed on; it may quote data.
-const MESSAGE_CHARS_MAX: usize = 200;
 
 /// One condition, ready to be evaluated.
 #[derive(Debug)]
@@ -209,21 +208,6 @@ impl<'a> Scope<'a> {
             Err(error) => Verdict::Failed(reason(&error)),
         }
     }
-}
-
-/// Why something could not be evaluated, in one line.
-fn reason(error: &ExecutionError) -> String {
-    let text = match error {
-        ExecutionError::FunctionError { function, .. } if function == "timestamp" => {
-            "timestamp takes a text such as 2026-07-01T10:00:00Z or 2026-07-01T10:00:00+02:00, or seconds since 1970".to_owned()
-        }
-        ExecutionError::FunctionError { function, .. } if function == "duration" => {
-            "duration takes a text of numbers with the units h, m, s, ms, us and ns, such as 1h30m, or 168h for a week".to_owned()
-        }
-        ExecutionError::FunctionError { function, message } => format!("{function}: {message}"),
-        other => other.to_string(),
-    };
-    text.lines().next().unwrap_or_default().chars().take(MESSAGE_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

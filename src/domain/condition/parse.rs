@@ -3,6 +3,7 @@
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::parser::PrattParser;
 
+use super::words;
 use crate::domain::limits::CONDITION_BYTES_MAX;
 
 /// Brackets, and operations in one another. Evaluation recurses through them: 48 levels use 0.2 MiB
@@ -38,6 +39,16 @@ pub const FUNCTIONS: [&str; 24] = [
     "uint",
 ];
 
+/// What the parser writes out, if it is written like this.
+const MACROS: [(&str, &str); 6] = [
+    ("all", "list.all(item, condition)"),
+    ("exists", "list.exists(item, condition)"),
+    ("exists_one", "list.exists_one(item, condition)"),
+    ("filter", "list.filter(item, condition)"),
+    ("has", "has(a.b)"),
+    ("map", "list.map(item, value)"),
+];
+
 /// An expression that holds all bounds.
 pub struct Parsed {
     pub expression: IdedExpr,
@@ -60,16 +71,16 @@ pub fn parse(source: &str) -> Result<Parsed, String> {
         let placed = errors.errors.iter().filter(|error| error.pos.0 > 0);
         match placed.min_by_key(|error| error.pos) {
             None => "it nests too deep".to_owned(),
+            Some(_) if brackets(source) > NESTING_MAX.into() => {
+                format!("brackets are more than {NESTING_MAX} within one another")
+            }
             Some(error) => {
-                let message = error
-                    .msg
-                    .lines()
-                    .next()
-                    .unwrap_or_default()
-                    .trim_start_matches("Syntax error: ");
-                let (line, column) =
-                    character_position(source, error.pos.0 as usize, error.pos.1 as usize);
-                format!("line {line}, column {column}: {message}")
+                let (line, column) = (error.pos.0 as usize, error.pos.1 as usize);
+                let text = source.split('\n').nth(line.saturating_sub(1)).unwrap_or_default();
+                let (before, at) =
+                    text.split_at_checked(column.saturating_sub(1)).unwrap_or((text, ""));
+                let message = words::syntax(&error.msg, before, at);
+                format!("line {line}, column {}: {message}", before.chars().count() + 1)
             }
         }
     })?;
@@ -77,11 +88,18 @@ pub fn parse(source: &str) -> Result<Parsed, String> {
     Ok(Parsed { expression, nodes })
 }
 
-/// The parser counts columns in bytes from 1; people count characters.
-fn character_position(source: &str, line: usize, byte_column: usize) -> (usize, usize) {
-    let text = source.split('\n').nth(line.saturating_sub(1)).unwrap_or_default();
-    let bytes = byte_column.saturating_sub(1);
-    (line, text.char_indices().take_while(|(index, _)| *index < bytes).count() + 1)
+/// How deep brackets are within one another, about: what stands within texts counts, too.
+fn brackets(source: &str) -> usize {
+    let (mut depth, mut most) = (0_usize, 0);
+    for byte in source.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(depth);
+    }
+    most
 }
 
 /// Bounds the parsed expression and refuses what could use memory without bound. Gives the number
@@ -123,12 +141,17 @@ fn refuse(expression: &Expr) -> Result<(), String> {
             "dyn is written dyn(x)"
         }
         Expr::Unspecified => "a part of the expression is missing",
+        Expr::Call(call) if MACROS.iter().any(|(name, _)| *name == call.func_name) => {
+            let how = MACROS.iter().find(|(name, _)| *name == call.func_name).map(|(_, how)| *how);
+            return Err(format!("{} is written {}", call.func_name, how.unwrap_or_default()));
+        }
         Expr::Call(call)
             if !is_operator(&call.func_name) && !FUNCTIONS.contains(&call.func_name.as_str()) =>
         {
             return Err(format!(
-                "there is no function {}; there are {}",
+                "there is no function {}; there are {}, {}",
                 call.func_name,
+                MACROS.map(|(name, _)| name).join(", "),
                 FUNCTIONS.join(", ")
             ));
         }

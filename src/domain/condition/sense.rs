@@ -67,7 +67,8 @@ impl Kind {
             Bool => "true or false",
             Double => "a number with a fraction",
             Duration => "a duration",
-            Int | UInt => "a whole number",
+            Int => "a whole number",
+            UInt => "a whole number without a sign",
             List => "a list",
             Null => "null",
             Object | Kind::Root(_) => "an object",
@@ -215,12 +216,12 @@ fn constant(call: &CallExpr) -> Result<(), String> {
     if let ("duration", LiteralValue::String(text)) = (call.func_name.as_str(), literal)
         && !super::numbers::is_span(text.inner())
     {
-        return Err(super::reason(&super::numbers::no_span()));
+        return Err(super::words::reason(&super::numbers::no_span()));
     }
     let conversion = IdedExpr { id: 0, expr: Expr::Call(call.clone()) };
     match cel::Value::resolve(&conversion, super::functions::root_context()) {
         Ok(_) => Ok(()),
-        Err(error) => Err(super::reason(&error)),
+        Err(error) => Err(super::words::reason(&error)),
     }
 }
 
@@ -231,7 +232,7 @@ fn member(of: Kind, name: &str) -> Result<Kind, String> {
             let found = members.iter().find(|(known, _)| *known == name);
             found.map(|(_, kind)| *kind).ok_or_else(|| {
                 let there: Vec<_> = members.iter().map(|(name, _)| *name).collect();
-                format!("there is no member {name} there; there are {}", there.join(", "))
+                format!("there is no member {name}; there are {}", there.join(", "))
             })
         }
         other => Err(format!("{} has no member {name}", other.name())),
@@ -295,6 +296,7 @@ fn binary(operator: &str, left: Kind, right: Kind, args: &[IdedExpr]) -> Result<
             wrong()
         }
         IN if right.may_be(&[List, Object]) || matches!(right, Kind::Root(_)) => Ok(Bool),
+        IN => Err(format!("in takes a list or an object on its right, not {}", right.name())),
         INDEX => match (left, args.get(1).map(|index| &index.expr)) {
             (Kind::Root(_) | Object, Some(Expr::Literal(LiteralValue::String(name)))) => {
                 member(left, name.inner())
@@ -431,7 +433,7 @@ mod tests {
         ("dyn(doc) == 1", "there is no name doc"),
         ("token.place * 2 == 4", "* does not go with"),
         ("1.5 % 2 == 1", "% does not go with"),
-        ("1 in 'a'", "in does not go with"),
+        ("1 in 'a'", "in takes a list or an object on its right, not a text"),
         ("size() == 1", "size is written"),
         ("size(1, 2) == 1", "size is written"),
         ("size(1) == 1", "size does not go with a whole number"),
