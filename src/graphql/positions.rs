@@ -23,6 +23,11 @@ pub fn check_positions<'a>(
 ) -> Result<HashSet<Name>, ServerError> {
     let (seen, never_null) = (HashSet::new(), HashSet::new());
     let mut walk = Walk { schema, document, operation, seen, never_null };
+    for variable in &operation.variables {
+        if let Some(default) = &variable.default_value {
+            walk.value(default, Some(&variable.ty), false)?;
+        }
+    }
     walk.directives(&operation.directives)?;
     walk.selections(&operation.selection_set)?;
     Ok(walk.never_null)

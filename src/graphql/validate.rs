@@ -282,6 +282,10 @@ mod tests {
                 "mutation { fireTransition(input: { tokenId: \"\", transitionId: \"\", expectedVersion: 1, expectedVersion: 2 }) { id } }",
                 "expectedVersion",
             ),
+            (
+                "query($d: JSON = { b: 1, b: 2 }) { explainTransitions(tokenId: \"\", data: $d) { allowed } }",
+                "an object has b twice",
+            ),
             ("query($v: [Nope] = [1]) { __typename @skip(if: $v) }", "cannot find type `Nope`"),
             ("query($v: Health = {}) { __typename @skip(if: $v) }", "must be of an input type"),
             ("query($i: Boolean!) { __typename @skip(if: $i) }", "is required"),

@@ -10,12 +10,17 @@ use regex_automata::nfa::thompson::pikevm::PikeVM;
 use regex_automata::nfa::thompson::{self, NFA, WhichCaptures};
 use regex_syntax::ast::{
     AssertionKind, Ast, ClassAscii, ClassAsciiKind, ClassBracketed, ClassPerl, ClassPerlKind,
-    ClassSet, ClassSetItem, Flag, Flags, FlagsItem, FlagsItemKind, Group, GroupKind, Span, parse,
+    ClassSet, ClassSetItem, ClassSetUnion, Flag, Flags, FlagsItem, FlagsItemKind, Group, GroupKind,
+    Literal, LiteralKind, Span, parse,
 };
 use regex_syntax::hir::translate::Translator;
 
 /// Brackets and repetitions in one another.
 const NESTING_MAX: u32 = 32;
+
+/// Bytes of the room for patterns that a Unicode class takes beside its states: to fold its cases takes up to 0.2 ms,
+/// whether any state is made of it or not.
+const CLASS_BYTES: usize = 4 * 1024;
 
 /// States that one step tries on one byte of text. Each was measured to take 5 to 30 ns, a step 50 to 100.
 const STATES_PER_STEP: usize = 3;
@@ -48,7 +53,12 @@ impl Pattern {
         };
         let parser = parse::ParserBuilder::new().nest_limit(NESTING_MAX).build().parse(text);
         let mut ast = parser.map_err(|error| placed(error.kind(), error.span()))?;
-        as_in_re2(&mut ast).map_err(Wrong::Text)?;
+        let mut classes = 0;
+        as_in_re2(&mut ast, &mut classes).map_err(Wrong::Text)?;
+        let class_bytes = classes * CLASS_BYTES;
+        if class_bytes > bytes_max {
+            return Err(Wrong::TooLarge);
+        }
         let hir = Translator::new().translate(text, &ast);
         let hir = hir.map_err(|error| placed(error.kind(), error.span()))?;
         let limits = thompson::Config::new()
@@ -59,7 +69,7 @@ impl Pattern {
             .build_from_hir(&hir)
             .map_err(|_| Wrong::TooLarge)?;
         let states = nfa.states().len();
-        let bytes = nfa.memory_usage();
+        let bytes = nfa.memory_usage() + class_bytes;
         let search = PikeVM::new_from_nfa(nfa).map_err(|error| Wrong::Text(error.to_string()))?;
         Ok(Self { search, states, bytes })
     }
@@ -88,58 +98,106 @@ impl Pattern {
     }
 }
 
-/// Changes what means something else in RE2: `\d`, `\w`, `\s` and `\b` know ASCII alone there. What would
-/// silently mean something else is refused. Recursion is bounded by the parser.
-fn as_in_re2(ast: &mut Ast) -> Result<(), String> {
+/// Changes what means something else in RE2: `\d`, `\w`, `\s` and `\b` know ASCII alone there, `\<` and `\>` are
+/// characters. What would silently mean something else is refused. Counts the Unicode classes. Recursion is
+/// bounded by the parser.
+fn as_in_re2(ast: &mut Ast, classes: &mut usize) -> Result<(), String> {
     match ast {
         Ast::ClassPerl(class) => {
-            let kind = ClassSet::Item(ClassSetItem::Ascii(ascii(class)));
-            let span = class.span;
+            let (span, item) = (class.span, of_perl(class));
+            let kind = ClassSet::Item(item);
             *ast = Ast::class_bracketed(ClassBracketed { span, negated: false, kind });
         }
         Ast::Assertion(assertion) => {
-            if matches!(
-                assertion.kind,
-                AssertionKind::WordBoundary | AssertionKind::NotWordBoundary
-            ) {
-                let span = assertion.span;
-                let item = |kind| FlagsItem { span, kind };
-                let items = [FlagsItemKind::Negation, FlagsItemKind::Flag(Flag::Unicode)];
-                let flags = Flags { span, items: items.map(item).to_vec() };
-                let kind = GroupKind::NonCapturing(flags);
-                let inner = Box::new(std::mem::replace(ast, Ast::empty(span)));
-                *ast = Ast::group(Group { span, kind, ast: inner });
+            let span = assertion.span;
+            let character = |c| Ast::literal(Literal { span, kind: LiteralKind::Verbatim, c });
+            match assertion.kind {
+                AssertionKind::WordBoundary | AssertionKind::NotWordBoundary => {
+                    let item = |kind| FlagsItem { span, kind };
+                    let items = [FlagsItemKind::Negation, FlagsItemKind::Flag(Flag::Unicode)];
+                    let flags = Flags { span, items: items.map(item).to_vec() };
+                    let kind = GroupKind::NonCapturing(flags);
+                    let inner = Box::new(std::mem::replace(ast, Ast::empty(span)));
+                    *ast = Ast::group(Group { span, kind, ast: inner });
+                }
+                AssertionKind::WordBoundaryStartAngle => *ast = character('<'),
+                AssertionKind::WordBoundaryEndAngle => *ast = character('>'),
+                AssertionKind::StartLine
+                | AssertionKind::EndLine
+                | AssertionKind::StartText
+                | AssertionKind::EndText => {}
+                _ => return Err(r"\b{...} is not supported; write \b".to_owned()),
             }
         }
-        Ast::ClassBracketed(class) => of_set(&mut class.kind)?,
-        Ast::Repetition(repetition) => as_in_re2(&mut repetition.ast)?,
-        Ast::Group(group) => as_in_re2(&mut group.ast)?,
-        Ast::Alternation(of) => of.asts.iter_mut().try_for_each(as_in_re2)?,
-        Ast::Concat(of) => of.asts.iter_mut().try_for_each(as_in_re2)?,
-        Ast::Empty(_) | Ast::Flags(_) | Ast::Literal(_) | Ast::Dot(_) | Ast::ClassUnicode(_) => {}
+        Ast::ClassBracketed(class) => of_set(&mut class.kind, classes)?,
+        Ast::Repetition(repetition) => as_in_re2(&mut repetition.ast, classes)?,
+        Ast::Group(group) => {
+            if let GroupKind::NonCapturing(flags) = &group.kind {
+                known(flags)?;
+            }
+            as_in_re2(&mut group.ast, classes)?;
+        }
+        Ast::Alternation(of) => of.asts.iter_mut().try_for_each(|ast| as_in_re2(ast, classes))?,
+        Ast::Concat(of) => of.asts.iter_mut().try_for_each(|ast| as_in_re2(ast, classes))?,
+        Ast::Flags(set) => known(&set.flags)?,
+        Ast::ClassUnicode(_) => *classes += 1,
+        Ast::Empty(_) | Ast::Literal(_) | Ast::Dot(_) => {}
     }
     Ok(())
 }
 
-fn of_set(set: &mut ClassSet) -> Result<(), String> {
+/// Refuses flags that RE2 does not have.
+fn known(flags: &Flags) -> Result<(), String> {
+    let is_known = |item: &FlagsItem| match item.kind {
+        FlagsItemKind::Negation => true,
+        FlagsItemKind::Flag(flag) => matches!(
+            flag,
+            Flag::CaseInsensitive | Flag::MultiLine | Flag::DotMatchesNewLine | Flag::SwapGreed
+        ),
+    };
+    if flags.items.iter().all(is_known) {
+        Ok(())
+    } else {
+        Err("of flags there are i, m, s and U".to_owned())
+    }
+}
+
+fn of_set(set: &mut ClassSet, classes: &mut usize) -> Result<(), String> {
     match set {
-        ClassSet::Item(item) => of_item(item),
+        ClassSet::Item(item) => of_item(item, classes),
         ClassSet::BinaryOp(_) => {
             Err(r"&&, -- and ~~ within [ ] are not supported; write \& \- \~".to_owned())
         }
     }
 }
 
-fn of_item(item: &mut ClassSetItem) -> Result<(), String> {
+fn of_item(item: &mut ClassSetItem, classes: &mut usize) -> Result<(), String> {
     match item {
-        ClassSetItem::Perl(class) => *item = ClassSetItem::Ascii(ascii(class)),
+        ClassSetItem::Perl(class) => *item = of_perl(class),
         ClassSetItem::Bracketed(_) => {
             return Err(r"[ ] within [ ] is not supported; for a bracket write \[".to_owned());
         }
-        ClassSetItem::Union(of) => of.items.iter_mut().try_for_each(of_item)?,
+        ClassSetItem::Union(of) => {
+            of.items.iter_mut().try_for_each(|item| of_item(item, classes))?;
+        }
+        // Each range is folded, too.
+        ClassSetItem::Unicode(_) => *classes += 1,
+        ClassSetItem::Range(range) if !range.end.c.is_ascii() => *classes += 1,
         _ => {}
     }
     Ok(())
+}
+
+/// A class such as `\d`. That of blanks is not the one of ASCII, which has a vertical tab.
+fn of_perl(class: &ClassPerl) -> ClassSetItem {
+    if !matches!(class.kind, ClassPerlKind::Space) {
+        return ClassSetItem::Ascii(ascii(class));
+    }
+    let span = class.span;
+    let blank = |c| ClassSetItem::Literal(Literal { span, kind: LiteralKind::Verbatim, c });
+    let items = ['\t', '\n', '\u{c}', '\r', ' '].map(blank).to_vec();
+    let kind = ClassSet::Item(ClassSetItem::Union(ClassSetUnion { span, items }));
+    ClassSetItem::Bracketed(Box::new(ClassBracketed { span, negated: class.negated, kind }))
 }
 
 fn ascii(class: &ClassPerl) -> ClassAscii {
@@ -183,6 +241,13 @@ mod tests {
             (r"a\Bb", "ab", true),
             (r"^\s$", " ", true),
             (r"^\s$", "\u{a0}", false),
+            (r"^\s$", "\u{b}", false),
+            (r"^[\s]$", "\u{b}", false),
+            (r"^[^\S]$", "\u{b}", false),
+            (r"^\S$", "\u{b}", true),
+            (r"^[\S]$", "\t", false),
+            (r"^\<b\>$", "<b>", true),
+            (r"^\<b\>$", "b", false),
             ("^[[:alpha:]]+$", "ab", true),
             ("^.{3}$", "\u{e9}\u{65e5}x", true),
             ("^a$", "a\n", false),
@@ -203,6 +268,11 @@ mod tests {
             ("[a&&b]", "&&, -- and ~~"),
             ("[[a]]", "[ ] within [ ]"),
             (r"\p{Nothing}", "Unicode property not found"),
+            (r"a\b{start}", r"\b{...} is not supported"),
+            ("(?x) a", "of flags there are i, m, s and U"),
+            ("(?x: a)", "of flags there are i, m, s and U"),
+            (&format!("(?i)({}){{0}}", r"\pL".repeat(500)), "too large"),
+            (&format!("(?i)[{}]{{0}}", r"\pL\PL".repeat(300)), "too large"),
             ("(a{1000}){1000}", "too large"),
             (r"(\pL{100}){100}", "too large"),
             (&"(".repeat(40), ""),

@@ -172,7 +172,8 @@ impl Scope {
         let result = self.kind(&of.accu_init)?;
         let depth = self.variables.len();
         self.variables
-            .push((of.iter_var.clone(), if range == List || range == Any { Any } else { Text }));
+            // The keys of a literal may be other than texts.
+            .push((of.iter_var.clone(), if matches!(range, Kind::Root(_)) { Text } else { Any }));
         self.variables.extend(of.iter_var2.iter().map(|name| (name.clone(), Any)));
         self.variables.push((of.accu_var.clone(), result));
         self.kind(&of.loop_step)?;
@@ -343,6 +344,7 @@ fn function(name: &str, target: Option<Kind>, args: &[Kind]) -> Result<Kind, Str
     };
     let takes = |how: &str| Err(format!("{name} is written {how}"));
     match (name, target, args) {
+        ("size", Some(Kind::Root(_)), []) | ("size", None, [Kind::Root(_)]) => Ok(Int),
         ("size", Some(of), []) => call(of, &[Text, List, Object], Int),
         ("size", None, [of]) => call(*of, &[Text, List, Object], Int),
         ("size", ..) => takes("size(x) or x.size()"),

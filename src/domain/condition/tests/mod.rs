@@ -188,6 +188,7 @@ fn conditions_make_lists_and_objects_and_look_for_patterns() {
         ("input.who.matches('a') && input.who.matches('nn') && !input.who.matches('x')", true),
         ("token.data.items.all(i, string(i.price).matches('^[0-9.]+$'))", true),
         ("token.data.l[1.0] == 2", true),
+        ("{1: 'a', 2: 'b'}.all(k, k > 0) && {true: 1}.exists(k, k)", true),
         ("{'content-type': 1}.`content-type` == 1 && has(token.data.`n`)", true),
     ] {
         check(source, expected);
