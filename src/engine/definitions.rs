@@ -64,13 +64,14 @@ impl Definitions {
         if let Some(workflow) = self.cache.get(id) {
             return Ok(Some(workflow));
         }
+        let Some(definition) = self.storage.load_workflow(id).await? else { return Ok(None) };
+        // Each reads it for himself: nobody waits for a store that somebody else asks, nor for what is not there.
         // Whoever comes first compiles for all who wait. If he goes away, the next one does.
         let found = timeout(TURN_TIME_MAX, self.cache.get_value_or_guard_async(id)).await;
         let place = match found.map_err(|_| busy())? {
             Ok(workflow) => return Ok(Some(workflow)),
             Err(place) => place,
         };
-        let Some(definition) = self.storage.load_workflow(id).await? else { return Ok(None) };
         let compiled = compile(move |wanted| Workflow::load(definition, wanted)).await?;
         let workflow = compiled.map_err(|problems| {
             let reason = problems
