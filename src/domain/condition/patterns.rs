@@ -190,23 +190,18 @@ fn of_item(item: &mut ClassSetItem, classes: &mut usize) -> Result<(), String> {
 
 /// A class such as `\d`. That of blanks is not the one of ASCII, which has a vertical tab.
 fn of_perl(class: &ClassPerl) -> ClassSetItem {
-    if !matches!(class.kind, ClassPerlKind::Space) {
-        return ClassSetItem::Ascii(ascii(class));
-    }
-    let span = class.span;
-    let blank = |c| ClassSetItem::Literal(Literal { span, kind: LiteralKind::Verbatim, c });
-    let items = ['\t', '\n', '\u{c}', '\r', ' '].map(blank).to_vec();
-    let kind = ClassSet::Item(ClassSetItem::Union(ClassSetUnion { span, items }));
-    ClassSetItem::Bracketed(Box::new(ClassBracketed { span, negated: class.negated, kind }))
-}
-
-fn ascii(class: &ClassPerl) -> ClassAscii {
+    let (span, negated) = (class.span, class.negated);
     let kind = match class.kind {
         ClassPerlKind::Digit => ClassAsciiKind::Digit,
-        ClassPerlKind::Space => ClassAsciiKind::Space,
         ClassPerlKind::Word => ClassAsciiKind::Word,
+        ClassPerlKind::Space => {
+            let blank = |c| ClassSetItem::Literal(Literal { span, kind: LiteralKind::Verbatim, c });
+            let items = ['\t', '\n', '\u{c}', '\r', ' '].map(blank).to_vec();
+            let kind = ClassSet::Item(ClassSetItem::Union(ClassSetUnion { span, items }));
+            return ClassSetItem::Bracketed(Box::new(ClassBracketed { span, negated, kind }));
+        }
     };
-    ClassAscii { span: class.span, kind, negated: class.negated }
+    ClassSetItem::Ascii(ClassAscii { span, kind, negated })
 }
 
 #[cfg(test)]
